@@ -1,0 +1,1 @@
+"""Floor 1: the models of the built-in recipes."""
