@@ -1,0 +1,1 @@
+"""Floor 1: from a model and loaders to a trained model."""

@@ -1,0 +1,308 @@
+"""Optimizers by name, as one object whatever they are made of."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from upshift.errors import ConfigError, MissingExtraError, UnknownNameError
+from upshift.training.config import OptimizerConfig
+
+ParamGroups = list[dict[str, Any]]
+
+
+class OptimizerSet:
+    """One or more torch optimizers that step together, with learning rates set by a common factor.
+
+    Attributes:
+        optimizers: The torch optimizers.
+        parameter_names: Name of each parameter that any of them updates.
+    """
+
+    def __init__(self, optimizers: list[torch.optim.Optimizer], names: dict[nn.Parameter, str]) -> None:
+        self.optimizers = optimizers
+        self.parameter_names = names
+        self._parameters = list(names)
+        self._peaks = [[float(group["lr"]) for group in optimizer.param_groups] for optimizer in optimizers]
+        self.supports_found_inf = self._all_support_found_inf()
+
+    def set_learning_rate(self, factor: float) -> None:
+        """Set each group's rate to `factor` times its peak."""
+        for optimizer, peaks in zip(self.optimizers, self._peaks, strict=True):
+            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+                group["lr"] = peak * factor
+
+    @property
+    def learning_rate(self) -> float:
+        """The first group's current rate: the one that is logged."""
+        return float(self.optimizers[0].param_groups[0]["lr"])
+
+    def step(self) -> None:
+        for optimizer in self.optimizers:
+            optimizer.step()
+
+    def zero_grad(self) -> None:
+        # As torch's own zero_grad(set_to_none=True), without its profiling hooks: 3 % of a step of a small model.
+        for parameter in self._parameters:
+            parameter.grad = None
+
+    def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """The optimizers' state as named tensors and a JSON value, keyed by parameter name.
+
+        Raises:
+            ConfigError: An optimizer keeps something that is neither a tensor nor a JSON value.
+        """
+        tensors: dict[str, torch.Tensor] = {}
+        numbers: dict[str, Any] = {}
+        groups: list[list[dict[str, Any]]] = []
+        for index, optimizer in enumerate(self.optimizers):
+            packed = optimizer.state_dict()
+            names = self._names_in_order(optimizer)
+            for position, entries in packed["state"].items():
+                for key, value in entries.items():
+                    path = f"{index}/{names[position]}/{key}"
+                    if isinstance(value, torch.Tensor):
+                        tensors[path] = value
+                    else:
+                        numbers[path] = _json_value(value, optimizer, key)
+            groups.append(
+                [
+                    {key: _json_value(value, optimizer, key) for key, value in group.items() if key != "params"}
+                    for group in packed["param_groups"]
+                ]
+            )
+        return tensors, {"numbers": numbers, "groups": groups}
+
+    def load_state(self, tensors: dict[str, torch.Tensor], rest: dict[str, Any]) -> None:
+        """Take back what `state` gave; torch puts each value on its parameter's device."""
+        for index, optimizer in enumerate(self.optimizers):
+            positions = {name: position for position, name in enumerate(self._names_in_order(optimizer))}
+            packed = optimizer.state_dict()
+            state: dict[int, dict[str, Any]] = {}
+            for path, value in (tensors | rest["numbers"]).items():
+                owner, name_and_key = path.split("/", 1)
+                name, key = name_and_key.rsplit("/", 1)
+                if int(owner) == index:
+                    state.setdefault(positions[name], {})[key] = value
+            saved = rest["groups"][index]
+            # How it is executed is the plan's of now, not that of the checkpoint.
+            kept = [{key: value for key, value in then.items() if key not in ("fused", "foreach")} for then in saved]
+            groups = [now | then for now, then in zip(packed["param_groups"], kept, strict=True)]
+            optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+        self.follow_layout()
+
+    def set_fused(self, fused: bool) -> None:
+        """Use torch's fused kernels from now on, or not, where an optimizer has them for its parameters."""
+        for optimizer in self.optimizers:
+            info = next((info for info in BUILTIN.values() if type(optimizer) is info.type), None)
+            if info is None or all(bool(group["fused"]) == fused for group in optimizer.param_groups):
+                continue
+            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            can = fused and all(parameter.dtype in info.fused_dtypes for parameter in parameters)
+            for group in optimizer.param_groups:
+                group["fused"] = can
+            # What the fused kernels and the gradient scaler look for; set by the constructor alone.
+            optimizer._step_supports_amp_scaling = can  # type: ignore[attr-defined]
+            for told in ("found_inf", "grad_scale"):  # by fused steps; others refuse to step with them
+                if hasattr(optimizer, told):
+                    delattr(optimizer, told)
+            for parameter in parameters if can else ():
+                state = optimizer.state.get(parameter, {})
+                if isinstance(state.get("step"), torch.Tensor):
+                    state["step"] = state["step"].to(parameter.device, torch.float32)
+        self.supports_found_inf = self._all_support_found_inf()
+
+    def follow_layout(self) -> None:
+        """Lay the state of each parameter out as the parameter is.
+
+        torch's fused CPU kernels walk parameter, gradient and momentum by address alone: with unlike strides they
+        would pair the wrong elements, without an error (seen in torch 2.13).
+        """
+        for optimizer in self.optimizers:
+            for parameter, entries in optimizer.state.items():
+                for key, value in entries.items():
+                    is_like = isinstance(value, torch.Tensor) and value.shape == parameter.shape
+                    if is_like and value.stride() != parameter.stride():
+                        entries[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+    def _all_support_found_inf(self) -> bool:
+        return all(getattr(optimizer, "_step_supports_amp_scaling", False) for optimizer in self.optimizers)
+
+    def _names_in_order(self, optimizer: torch.optim.Optimizer) -> list[str]:
+        return [self.parameter_names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _json_value(value: Any, optimizer: torch.optim.Optimizer, key: str) -> Any:
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, list | tuple):
+        return [_json_value(item, optimizer, key) for item in value]
+    raise ConfigError(
+        "an optimizer's state must be tensors and numbers, to be checkpointed",
+        received=f"{type(optimizer).__name__} keeps a {type(value).__name__} as {key!r}",
+        hint="choose another optimizer.name",
+    )
+
+
+@dataclass(frozen=True)
+class OptimizerInfo:
+    """What is known of a built-in optimizer."""
+
+    type: type[torch.optim.Optimizer]
+    make: Callable[[ParamGroups, OptimizerConfig, bool], torch.optim.Optimizer]
+    fused_dtypes: tuple[torch.dtype, ...]
+
+
+def _sgd(groups: ParamGroups, config: OptimizerConfig, fused: bool) -> torch.optim.Optimizer:
+    return torch.optim.SGD(
+        groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, fused=fused, **config.options
+    )
+
+
+def _adam(groups: ParamGroups, config: OptimizerConfig, fused: bool) -> torch.optim.Optimizer:
+    return torch.optim.Adam(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused, **config.options)
+
+
+def _adamw(groups: ParamGroups, config: OptimizerConfig, fused: bool) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused, **config.options)
+
+
+_FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+BUILTIN = {
+    "sgd": OptimizerInfo(torch.optim.SGD, _sgd, _FLOATS),
+    "adam": OptimizerInfo(torch.optim.Adam, _adam, _FLOATS),
+    "adamw": OptimizerInfo(torch.optim.AdamW, _adamw, _FLOATS),
+}
+
+
+def build_optimizer(model: nn.Module, config: OptimizerConfig, *, fused: bool = False) -> OptimizerSet:
+    """The optimizer of a model.
+
+    Args:
+        model: Its parameters that require gradients are updated.
+        config: Which optimizer and how.
+        fused: Use torch's fused kernel where the optimizer has one for the parameters' device and dtype.
+
+    Raises:
+        UnknownNameError: No such optimizer.
+        MissingExtraError: It would come from pytorch_optimizer, which is not installed.
+        ConfigError: The model has no parameter to train, or the options do not fit the optimizer.
+    """
+    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    if not named:
+        raise ConfigError(
+            "a model must have parameters to train",
+            received=type(model).__name__,
+            hint="leave requires_grad on for some of them",
+        )
+    names: dict[nn.Parameter, str] = {parameter: name for name, parameter in named}
+    try:
+        if config.name == "muon":
+            optimizers = _muon(model, named, config, fused)
+        elif config.name in BUILTIN:
+            info = BUILTIN[config.name]
+            can_fuse = fused and all(parameter.dtype in info.fused_dtypes for _, parameter in named)
+            optimizers = [info.make(decay_groups(named, config), config, can_fuse)]
+        else:
+            optimizers = [_from_pytorch_optimizer(decay_groups(named, config), config)]
+    except (TypeError, ValueError, AssertionError) as error:
+        raise ConfigError(
+            f"the options must fit the optimizer {config.name}",
+            received=f"{dict(config.options)}: {error}",
+            hint="change optimizer.options or another optimizer field",
+        ) from error
+    return OptimizerSet(optimizers, names)
+
+
+def decay_groups(named: Iterable[tuple[str, nn.Parameter]], config: OptimizerConfig) -> ParamGroups:
+    """Parameters in at most two groups: with weight decay, and norms and biases (1-D) without."""
+    named = list(named)
+    if config.weight_decay == 0 or config.decay_norm_and_bias:
+        return [{"params": [parameter for _, parameter in named], "weight_decay": config.weight_decay}]
+    decayed = [parameter for _, parameter in named if parameter.dim() >= 2]
+    plain = [parameter for _, parameter in named if parameter.dim() < 2]
+    groups = [
+        {"params": decayed, "weight_decay": config.weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def _muon(
+    model: nn.Module, named: list[tuple[str, nn.Parameter]], config: OptimizerConfig, fused: bool
+) -> list[torch.optim.Optimizer]:
+    """Muon for hidden 2-D weights and AdamW for the rest: embeddings, the output layer, norms, biases,
+    convolutions (Jordan 2024, https://kellerjordan.github.io/posts/muon; torch.optim.Muon is 2-D only)."""
+    modules = list(model.modules())
+    linears = [module for module in modules if isinstance(module, nn.Linear)]
+    excluded = {id(module.weight) for module in modules if isinstance(module, nn.Embedding)}
+    excluded |= {id(linears[-1].weight)} if linears else set()
+    hidden = [(name, p) for name, p in named if p.dim() == 2 and id(p) not in excluded]
+    rest = [(name, p) for name, p in named if not (p.dim() == 2 and id(p) not in excluded)]
+    optimizers: list[torch.optim.Optimizer] = []
+    if hidden:
+        optimizers.append(
+            torch.optim.Muon(
+                [p for _, p in hidden],
+                lr=config.lr,
+                momentum=config.momentum,
+                nesterov=config.nesterov,
+                weight_decay=config.weight_decay,
+                **config.options,
+            )
+        )
+    if rest:
+        optimizers.append(
+            torch.optim.AdamW(
+                decay_groups(rest, config),
+                lr=config.adamw_lr or config.lr,
+                betas=config.betas,
+                eps=config.eps,
+                fused=fused,
+            )
+        )
+    return optimizers
+
+
+def _from_pytorch_optimizer(groups: ParamGroups, config: OptimizerConfig) -> torch.optim.Optimizer:
+    try:
+        import pytorch_optimizer
+    except ImportError as error:
+        if config.name.isidentifier():
+            raise MissingExtraError(
+                "pytorch_optimizer", extra="optimizers", purpose=f"the optimizer {config.name!r}"
+            ) from error
+        raise UnknownNameError("optimizer.name", config.name, (*BUILTIN, "muon")) from error
+    supported = pytorch_optimizer.get_supported_optimizers()
+    if config.name not in supported:
+        raise UnknownNameError(
+            "optimizer.name",
+            config.name,
+            (*BUILTIN, "muon", *supported),
+            hint=f"built in: {', '.join(BUILTIN)}, muon; others as pytorch_optimizer names them",
+        )
+    make = pytorch_optimizer.load_optimizer(config.name)
+    optimizer: torch.optim.Optimizer = make(groups, lr=config.lr, **_fields_it_takes(make, config), **config.options)
+    return optimizer
+
+
+def _fields_it_takes(make: Callable[..., Any], config: OptimizerConfig) -> dict[str, Any]:
+    """Fields that differ from their defaults; one that the optimizer does not take is refused, not ignored."""
+    parameters = inspect.signature(make).parameters
+    changed = {name: getattr(config, name) for name in ("momentum", "nesterov", "betas", "eps")}
+    defaults = OptimizerConfig()
+    changed = {name: value for name, value in changed.items() if value != getattr(defaults, name)}
+    for name in changed:
+        if name not in parameters:
+            raise ConfigError(
+                f"optimizer.{name} must be one that {config.name} takes",
+                received=changed[name],
+                hint=f"leave it out; {config.name} takes {', '.join(parameters)}",
+            )
+    return changed
