@@ -1,0 +1,1 @@
+"""Floor 2: from a trained model to the fastest verified artifact."""

@@ -1,0 +1,1 @@
+"""One file a backend; `upshift.inference.backend` lists them."""
