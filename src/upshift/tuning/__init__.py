@@ -1,0 +1,1 @@
+"""Floor 2: how fast, and the evidence for it."""

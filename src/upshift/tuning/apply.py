@@ -1,0 +1,87 @@
+"""A plan applied to a loop of the user's own: to its model, its optimizer and its loader."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from upshift.errors import ConfigError, PlanError, shown
+from upshift.training.execution import lay_out
+from upshift.training.optimizers import OptimizerSet
+from upshift.tuning.loader_workers import takes_workers, with_workers
+from upshift.tuning.planned_calls import call_as_planned
+
+if TYPE_CHECKING:
+    from upshift.tuning.plan import Plan
+
+
+def apply_plan(plan: Plan, model: nn.Module, optimizer: Any, loader: Any) -> tuple[nn.Module, Any, Any]:
+    """Make a user's loop execute as a plan says; see `Plan.apply`."""
+    refuse_what_needs_the_loop(plan)
+    _refuse_other_models(plan, model)
+    if plan.num_threads is not None:
+        torch.set_num_threads(plan.num_threads)
+    torch.set_float32_matmul_precision("high" if plan.precision == "tf32" else "highest")
+    lay_out(model, torch.channels_last if plan.memory_format == "channels_last" else torch.contiguous_format)
+    if isinstance(optimizer, torch.optim.Optimizer):
+        step_as_planned(optimizer, plan)
+    call_as_planned(model, plan)
+    return model, optimizer, _loader(plan, loader)
+
+
+def step_as_planned(optimizer: torch.optim.Optimizer, plan: Plan) -> None:
+    """Let an optimizer follow the layout of its parameters, with fused kernels or without."""
+    optimizers = OptimizerSet([optimizer], {})
+    optimizers.follow_layout()
+    optimizers.set_fused(plan.fused_optimizer)
+
+
+def refuse_what_needs_the_loop(plan: Plan) -> None:
+    """Refuse a plan that no loop can follow without being written for it.
+
+    Raises:
+        PlanError: It takes a batch in parts, or scales the loss.
+    """
+    if plan.micro_batch_size is not None:
+        raise PlanError(
+            "a plan for a loop of your own cannot split its batches",
+            received=f"micro_batch_size={plan.micro_batch_size}",
+            hint="set it to null, and accumulate gradients in the loop",
+        )
+    if plan.precision == "fp16":
+        raise PlanError(
+            "fp16 needs a torch.amp.GradScaler in the loop itself",
+            received='precision="fp16"',
+            hint='tune with model=, which proposes no fp16, or set precision to "bf16"',
+        )
+
+
+def _refuse_other_models(plan: Plan, model: nn.Module) -> None:
+    if not isinstance(model, nn.Module):
+        raise ConfigError("a plan is applied to a torch module", received=shown(model), hint="plan.apply(model)")
+    if is_compiled(model):
+        raise ConfigError(
+            "a plan is applied to the model as it was before torch.compile",
+            received="a compiled model",
+            hint="leave torch.compile out: the plan says whether to compile",
+        )
+    parameter = next(model.parameters(), None)
+    if parameter is not None and plan.device not in ("auto", parameter.device.type):
+        raise PlanError(
+            f"a plan for the device {plan.device} needs a model there",
+            received=f"a model on {parameter.device}",
+            hint=f'model.to("{plan.device}") before the optimizer is made, or a plan of this device',
+        )
+
+
+def is_compiled(model: nn.Module) -> bool:
+    """Whether torch.compile stands before a model, as a wrapper or in its call."""
+    return isinstance(getattr(model, "_orig_mod", None), nn.Module) or model._compiled_call_impl is not None
+
+
+def _loader(plan: Plan, loader: Any) -> Any:
+    if plan.data_path != "worker" or not takes_workers(loader) or loader.num_workers == plan.num_workers:
+        return loader
+    return with_workers(loader, plan.num_workers)

@@ -1,0 +1,313 @@
+"""What may be faster, by what the step is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from upshift.core.environment import num_usable_cores
+from upshift.training.execution import repeated_blocks
+from upshift.tuning.operators import OperatorMix
+from upshift.tuning.payback import compile_seconds
+from upshift.tuning.plan import Plan
+
+KEPT_WHEN_COMPILED = {"data_path", "num_workers", "fused_optimizer"}
+USUAL_OPERATORS = 500
+SMALL_STEP_SECONDS = 0.003
+DATA_WAIT_SHARE = 0.05
+MIN_MICRO_BATCH = 16
+MAX_COMPILE_GAIN = 0.6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What is trained, as far as it decides what to try.
+
+    Attributes:
+        device: Where.
+        has_convolutions: 2-D ones, for which there is another layout.
+        couples_samples: Whether samples of a batch influence each other (batch norm): they then cannot be split.
+        num_blocks: Blocks that repeat.
+        batch_size: Samples a step.
+        num_threads: Of torch's kernels, by default.
+        can_split: Whether the loop can take a batch in parts.
+        changes_size: Whether images change their size while training.
+        data_paths: Where its batches can come from.
+        data_path: Where they come from by the first plan.
+        num_cores: Usable.
+        fast_dtypes: Precisions in which this machine multiplies faster than in fp32.
+    """
+
+    device: torch.device
+    has_convolutions: bool
+    couples_samples: bool
+    num_blocks: int
+    batch_size: int
+    num_threads: int
+    can_split: bool = True
+    changes_size: bool = False
+    data_paths: tuple[str, ...] = ()
+    data_path: str = ""
+    num_cores: int = field(default_factory=num_usable_cores)
+    fast_dtypes: tuple[str, ...] = ()
+
+
+def job_of(model: nn.Module, device: torch.device, batch_size: int, **facts: Any) -> Job:
+    """The job of training a model."""
+    modules = list(model.modules())
+    return Job(
+        device=device,
+        has_convolutions=any(isinstance(module, nn.Conv2d | nn.ConvTranspose2d) for module in modules),
+        couples_samples=any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in modules),
+        num_blocks=len(repeated_blocks(model)),
+        batch_size=batch_size,
+        num_threads=torch.get_num_threads(),
+        **facts,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A change of the plan that may be faster.
+
+    Attributes:
+        name: For people.
+        changes: Fields of the plan.
+        tier: "A": the same mathematics; "B": changed numerics.
+        gain: Share of a step's time, its wait for data included, that it is expected to save, if it does as such
+            changes mostly do.
+        build_seconds: Expected, before its first step.
+        reason: Why it is tried.
+    """
+
+    name: str
+    changes: Mapping[str, Any]
+    tier: Literal["A", "B"] = "A"
+    gain: float
+    build_seconds: float = 0.0
+    reason: str
+
+    def plan(self, base: Plan) -> Plan:
+        """The plan with the change."""
+        return replace(base, **self.changes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observed:
+    """What the first steps showed.
+
+    Attributes:
+        step_seconds: Of a step, without its wait for data.
+        data_seconds: The wait for a batch.
+        mix: The operators of a step; None where the training is too short to look.
+        history: Earlier trials on this machine.
+    """
+
+    step_seconds: float
+    data_seconds: float
+    mix: OperatorMix | None = None
+    history: Sequence[Mapping[str, Any]] = field(default_factory=tuple)
+
+    @property
+    def data_share(self) -> float:
+        """The share of a step's time that the loop waits for its batch."""
+        return self.data_seconds / (self.data_seconds + self.step_seconds)
+
+
+def candidates(job: Job, plan: Plan, observed: Observed) -> list[Candidate]:
+    """What to try beside a plan: cheap and promising first, what has to be compiled last."""
+    of_steps = [
+        *_layouts(job, plan, observed),
+        *_threads(job, plan, observed),
+        *_optimizers(plan, observed),
+        *_micro_batches(job, plan),
+        *_precisions(job, plan),
+        *_compiled(job, plan, observed),
+    ]
+    # What makes steps faster does nothing for the wait: of a loop that waits for data, workers are the more promising.
+    share = 1.0 - observed.data_share
+    found = [
+        *_data_paths(job, plan, observed),
+        *(replace(candidate, gain=share * candidate.gain) for candidate in of_steps),
+    ]
+    found = [candidate for candidate in found if candidate.plan(plan) != plan]
+    return found if plan.compile == "none" else [_with_compiling(candidate, plan, observed) for candidate in found]
+
+
+def _with_compiling(candidate: Candidate, plan: Plan, observed: Observed) -> Candidate:
+    """What changes how a compiled step computes has it compiled anew."""
+    if set(candidate.changes) <= KEPT_WHEN_COMPILED:
+        return candidate
+    num_operators = observed.mix.num_calls if observed.mix is not None else USUAL_OPERATORS
+    seconds = compile_seconds(plan.compile, num_operators, observed.history)
+    return replace(candidate, build_seconds=candidate.build_seconds + seconds)
+
+
+def _data_paths(job: Job, plan: Plan, observed: Observed) -> list[Candidate]:
+    if observed.data_share < DATA_WAIT_SHARE:
+        return []
+    waits = f"the loop waits {observed.data_share:.0%} of its time for data"
+    found = []
+    if "worker" in job.data_paths:
+        for num_workers in sorted({1, max(1, job.num_cores - 1), job.num_cores}):
+            found.append(
+                Candidate(
+                    name=f"{num_workers} data worker{'s' if num_workers > 1 else ''}",
+                    changes={"data_path": "worker", "num_workers": num_workers},
+                    gain=0.5 * _hidden_share(num_workers, plan, observed),
+                    build_seconds=0.5,
+                    reason=waits,
+                )
+            )
+    for path, name in (("resident", "data in memory"), ("mmap", "read-ahead from the store")):
+        current = job.data_path if plan.data_path == "auto" else plan.data_path
+        if path in job.data_paths and path != current:
+            found.append(
+                Candidate(
+                    name=name,
+                    changes={"data_path": path, "num_workers": 0},
+                    gain=0.4 * observed.data_share,
+                    reason=waits,
+                )
+            )
+    return found
+
+
+def _hidden_share(num_workers: int, plan: Plan, observed: Observed) -> float:
+    """The share of a step's time, its wait included, that workers take away at best: they load while steps are made."""
+    before = observed.step_seconds + observed.data_seconds
+    # With workers already, the wait is what they do not keep up with; without, it is the loading itself.
+    loading = plan.num_workers * before if plan.num_workers else observed.data_seconds
+    return max(0.0, 1.0 - max(observed.step_seconds, loading / num_workers) / before)
+
+
+def _layouts(job: Job, plan: Plan, observed: Observed) -> list[Candidate]:
+    if not job.has_convolutions or plan.memory_format == "channels_last":
+        return []
+    return [
+        Candidate(
+            name="channels_last",
+            changes={"memory_format": "channels_last"},
+            gain=0.08,
+            reason="the model has 2-D convolutions",
+        )
+    ]
+
+
+def _threads(job: Job, plan: Plan, observed: Observed) -> list[Candidate]:
+    if job.device.type != "cpu":
+        return []
+    current = plan.num_threads or job.num_threads
+    wanted = set()
+    if observed.step_seconds < SMALL_STEP_SECONDS and current > 1:
+        wanted.add(1)
+    if observed.step_seconds < 10 * SMALL_STEP_SECONDS and current > 3:
+        wanted.add(current // 2)
+    if job.num_cores > current:
+        wanted.add(job.num_cores)
+    return [
+        Candidate(
+            name=f"{threads} thread{'s' if threads > 1 else ''}",
+            changes={"num_threads": threads},
+            gain=0.05,
+            reason=f"a step of {observed.step_seconds * 1e3:.2g} ms on {current} threads",
+        )
+        for threads in sorted(wanted)
+    ]
+
+
+def _optimizers(plan: Plan, observed: Observed) -> list[Candidate]:
+    if plan.fused_optimizer:
+        return []
+    return [
+        Candidate(
+            name="fused optimizer",
+            changes={"fused_optimizer": True},
+            gain=0.05,
+            reason="one kernel for all parameters in place of several for each",
+        )
+    ]
+
+
+def _micro_batches(job: Job, plan: Plan) -> list[Candidate]:
+    # Batch norm's statistics are those of the micro-batch: with it, splitting changes what is learnt.
+    if job.device.type != "cpu" or job.couples_samples or not job.can_split:
+        return []
+    size = (plan.micro_batch_size or job.batch_size) // 2
+    if size < MIN_MICRO_BATCH or job.batch_size < 256:
+        return []
+    return [
+        Candidate(
+            name=f"micro-batches of {size}",
+            changes={"micro_batch_size": size},
+            gain=0.03,
+            reason="activations of fewer samples may stay in the cache",
+        )
+    ]
+
+
+def _precisions(job: Job, plan: Plan) -> list[Candidate]:
+    if plan.precision != "fp32":
+        return []
+    return [
+        Candidate(
+            name=precision,
+            changes={"precision": precision},
+            tier="B",
+            gain=0.2,
+            reason=f"this machine multiplies faster in {precision}",
+        )
+        for precision in job.fast_dtypes
+    ]
+
+
+def cheapest_compilation(job: Job, plan: Plan) -> Candidate | None:
+    """The most that compiling could gain for the least that it could cost, of a step that was not looked at yet; None
+    where there is nothing to compile."""
+    if not _can_compile(job, plan):
+        return None
+    scope = "regional" if job.num_blocks > 1 else "whole"
+    return Candidate(
+        name="compiled blocks" if scope == "regional" else "compiled",
+        changes={"compile": scope},
+        gain=MAX_COMPILE_GAIN,
+        build_seconds=compile_seconds(scope, 0, ()),
+        reason="a compiler makes fewer passes over memory",
+    )
+
+
+def _can_compile(job: Job, plan: Plan) -> bool:
+    return plan.compile == "none" and not job.changes_size
+
+
+def _compiled(job: Job, plan: Plan, observed: Observed) -> list[Candidate]:
+    mix = observed.mix
+    if mix is None or not _can_compile(job, plan):
+        return []
+    gain = min(MAX_COMPILE_GAIN, 0.5 * mix.fusible_share + 0.5 * mix.overhead_share)
+    shares = f"{mix.fusible_share:.0%} of the step could be fused, {mix.overhead_share:.0%} is overhead"
+    found = []
+    if job.num_blocks > 1:
+        found.append(
+            Candidate(
+                name="compiled blocks",
+                changes={"compile": "regional"},
+                gain=0.9 * gain,
+                build_seconds=compile_seconds("regional", mix.num_calls, observed.history),
+                reason=shares,
+            )
+        )
+    found.append(
+        Candidate(
+            name="compiled",
+            changes={"compile": "whole"},
+            gain=gain,
+            build_seconds=compile_seconds("whole", mix.num_calls, observed.history),
+            reason=shares,
+        )
+    )
+    return found

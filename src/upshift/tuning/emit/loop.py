@@ -1,0 +1,244 @@
+"""The sections of a hand-written training loop: evaluation, one step, and `main`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from upshift.training.ema import ExponentialMovingAverage
+from upshift.tuning.emit.carry import Carried
+from upshift.tuning.emit.job import Job
+from upshift.tuning.emit.model import missing_of_blocks, replaces_blocks, settings
+from upshift.tuning.emit.optimizer import has_schedule
+from upshift.tuning.emit.source import indented, lines, literal, when
+
+
+@dataclass(frozen=True, kw_only=True)
+class Words:
+    """How a loop says what a library may have words of its own for.
+
+    Attributes:
+        prepare: Lines of `main` after model, optimizer and schedule are made.
+        compiles: Whether they define `compiled`, which is called for batches of the usual size in place of `model`.
+        autocast: The context in which the model is called; "" where there is none, or the library has it.
+        backward: The statement that computes gradients of a loss, as a format with {loss}.
+        clip: Lines that clip gradients, without indent.
+        update: Lines that update the weights, without indent.
+    """
+
+    prepare: Sequence[str] = ()
+    compiles: bool = False
+    autocast: str = ""
+    backward: str = "{loss}.backward()"
+    clip: Sequence[str] = ()
+    update: Sequence[str] = ("optimizer.step()",)
+
+
+def missing_of_a_loop(job: Job) -> list[str]:
+    """What the loop leaves out of the plan and of what upshift does."""
+    return [
+        "skipping a step whose loss is not finite: it ends there",
+        "smaller micro-batches when memory does not suffice: it fails",
+        *when(job.data_path == "mmap", "reading ahead: the arrays are read in step with training"),
+        *missing_of_blocks(job),
+    ]
+
+
+def loop_sections(job: Job, carried: Carried, words: Words) -> list[str]:
+    """`evaluate`, `main` and what these need."""
+    if job.config.ema_decay:
+        carried.add(ExponentialMovingAverage)
+    return [
+        carried.take(),
+        *when(job.config.stages, _enter_stage(job)),
+        _evaluate(),
+        _show(),
+        _main(job, words),
+        lines('if __name__ == "__main__":', "    main()"),
+    ]
+
+
+def _enter_stage(job: Job) -> str:
+    size = "image_size, " if job.resizes else ""
+    gives = "tuple[int, int] | None" if job.resizes else "None"
+    return lines(
+        f"def enter_stage(trainable: dict[str, nn.Parameter], epoch: int) -> {gives}:",
+        f'    """Freeze what the stage of an epoch freezes{"; gives its image size" if job.resizes else ""}."""',
+        f"    for epochs, {size}freeze in STAGES:",
+        "        if epoch < epochs:",
+        "            for name, parameter in trainable.items():",
+        "                is_frozen = any(fnmatch.fnmatchcase(name, pattern) for pattern in freeze)",
+        "                parameter.requires_grad_(not is_frozen)",
+        "            return image_size" if job.resizes else "            return",
+        "        epoch -= epochs",
+        when(job.resizes, '    raise ValueError("the stages have fewer epochs than EPOCHS")'),
+    )
+
+
+def _evaluate() -> str:
+    return lines(
+        "@torch.no_grad()",
+        "def evaluate(model: nn.Module, batches: Batches) -> dict[str, float]:",
+        '    """Mean cross-entropy and accuracy over a split."""',
+        "    model.eval()",
+        "    loss, num_correct = 0.0, 0",
+        "    for inputs, labels in batches.epoch(0):",
+        "        logits = model(inputs).float()",
+        '        loss += F.cross_entropy(logits, labels, reduction="sum").item()',
+        "        num_correct += int((logits.argmax(1) == labels).sum())",
+        "    model.train()",
+        "    num_samples = len(batches.labels)",
+        '    return {"loss": loss / num_samples, "accuracy": num_correct / num_samples}',
+    )
+
+
+def _show() -> str:
+    return lines(
+        "def show(**record: Any) -> None:",
+        '    """One line of JSON; a loss that is not finite ends the training."""',
+        '    if not math.isfinite(record["loss"]):',
+        '        raise FloatingPointError(f"the loss is not finite: {record}; lower LEARNING_RATE, or check the data")',
+        "    print(json.dumps(record))",
+    )
+
+
+def _main(job: Job, words: Words) -> str:
+    config, has_validation = job.config, "validation" in job.num_samples
+    total = "EPOCHS * len(train)"
+    evaluation = f"Batches({{}}, {job.evaluation_batch_size}, training=False)"
+    return lines(
+        "def main() -> None:",
+        indented(1, settings(job)),
+        "    seed_everything()",
+        "    model = make_model()",
+        when(replaces_blocks(job), "    prepare_blocks(model)"),
+        "    optimizer = make_optimizer(model)",
+        '    train = Batches("train", BATCH_SIZE, training=True)',
+        when(has_validation, f"    validation = {evaluation.format(literal('validation'))}"),
+        f"    test = {evaluation.format(literal('test'))}",
+        f"    total_steps = {total if config.max_steps is None else f'min({total}, MAX_STEPS)'}",
+        when(
+            has_schedule(job),
+            "    schedule = LambdaLR(optimizer, lambda step: learning_rate_factor(step, total_steps))",
+        ),
+        indented(1, words.prepare),
+        when(config.ema_decay, f"    ema = ExponentialMovingAverage(model, {literal(config.ema_decay)})"),
+        when(
+            config.stages,
+            "    trainable = {name: parameter for name, parameter in model.named_parameters() "
+            "if parameter.requires_grad}",
+        ),
+        when(has_validation, "    best, best_accuracy = model.state_dict(), -1.0"),
+        when(config.patience is not None, "    best_epoch = 0"),
+        "    seed_everything()  # again: dropout must not depend on how many numbers the weights took",
+        "    step = 0",
+        "    losses: list[torch.Tensor] = []",
+        "    for epoch in range(EPOCHS):",
+        when(config.stages, f"        {'image_size = ' if job.resizes else ''}enter_stage(trainable, epoch)"),
+        f"        for inputs, labels in train.epoch(epoch{', image_size' if job.resizes else ''}):",
+        indented(3, _step(job, words)),
+        indented(2, _after_epoch(job)),
+        indented(1, _end(job)),
+    )
+
+
+def _step(job: Job, words: Words) -> list[str]:
+    """One optimizer step, and what is noted of it."""
+    return [
+        "optimizer.zero_grad()",
+        *when(
+            not job.accumulates,
+            *_loss("inputs", "labels", "BATCH_SIZE", words),
+            words.backward.format(loss="loss"),
+            "losses.append(loss.detach())",
+        ),
+        *when(
+            job.accumulates,
+            "losses.append(torch.zeros((), device=DEVICE))",
+            "parts = zip(inputs.split(MICRO_BATCH_SIZE), labels.split(MICRO_BATCH_SIZE), strict=True)",
+            "for part, part_labels in parts:",
+            *indented(1, _loss("part", "part_labels", "MICRO_BATCH_SIZE", words)),
+            "    loss = loss * (len(part) / len(inputs))  # so that a smaller last part counts for what it is",
+            f"    {words.backward.format(loss='loss')}",
+            "    losses[-1] += loss.detach()",
+        ),
+        *words.clip,
+        *words.update,
+        *when(has_schedule(job), "schedule.step()"),
+        *when(job.config.ema_decay, "ema.update()"),
+        "step += 1",
+        "if step % LOG_EVERY == 0 or step % len(train) == 0 or step == total_steps:",
+        "    show(step=step, epoch=epoch, loss=torch.stack(losses).mean().item())",
+        "    losses.clear()",
+        *when(job.config.max_steps is not None, "if step == total_steps:", "    break"),
+    ]
+
+
+def _loss(inputs: str, labels: str, size: str, words: Words) -> list[str]:
+    """Lines that compute `loss` of a batch."""
+    forward = "model"
+    lines_before = []
+    if words.compiles:
+        lines_before = [f"forward = compiled if len({inputs}) == {size} else model"]
+        forward = "forward"
+    if not words.autocast:
+        return [*lines_before, f"loss = compute_loss({forward}({inputs}), {labels})"]
+    return [
+        *lines_before,
+        f"with {words.autocast}:",
+        f"    logits = {forward}({inputs})",
+        f"loss = compute_loss(logits, {labels})",
+    ]
+
+
+def _after_epoch(job: Job) -> list[str]:
+    """Evaluation, and what follows from it."""
+    config, split = job.config, job.monitor_split
+    has_validation = split == "validation"
+    signs = {"loss": "<=", "accuracy": ">="}
+    reached = " and ".join(
+        f'metrics["{name}"] {signs[name]} {literal(goal)}' for name, goal in sorted(config.target.items())
+    )
+    is_better = 'metrics["accuracy"] > best_accuracy'
+    evaluation = [
+        f"metrics = evaluate(model, {split})",
+        f'show(epoch=epoch, split="{split}", **metrics)',
+        *when(reached, f"is_reached = {reached}"),
+        *when(
+            has_validation,
+            f"if {'is_reached or ' if reached else ''}{is_better}:",
+            '    best_accuracy = metrics["accuracy"]',
+            *when(config.patience is not None, "    best_epoch = epoch"),
+            "    best = {name: tensor.clone() for name, tensor in model.state_dict().items()}",
+        ),
+    ]
+    ends = [
+        *when(reached, "is_reached"),
+        *when(config.patience is not None, f"epoch - best_epoch >= {config.patience}"),
+        *when(config.max_steps is not None, "step == total_steps"),
+    ]
+    skipped = config.evaluate_every > 1
+    return [
+        *when(
+            skipped,
+            f"if (epoch + 1) % {config.evaluate_every} != 0 and step != total_steps:",
+            "    continue",
+        ),
+        *when(config.ema_decay, "with ema.swapped_in():", *indented(1, evaluation)),
+        *when(not config.ema_decay, *evaluation),
+        *when(ends, f"if {' or '.join(ends)}:", "    break"),
+    ]
+
+
+def _end(job: Job) -> list[str]:
+    """The final weights, judged on the test split and saved."""
+    has_validation, has_ema = "validation" in job.num_samples, bool(job.config.ema_decay)
+    final = [
+        *when(has_validation, 'show(split="test", **evaluate(model, test))'),
+        "weights = model.state_dict()",
+        "# One by one on the CPU: tensors that share memory cannot be saved together.",
+        "save_file({name: tensor.cpu().contiguous().clone() for name, tensor in weights.items()}, WEIGHTS)",
+    ]
+    if has_validation:
+        return ["model.load_state_dict(best)", *final]
+    return ["with ema.swapped_in():", *indented(1, final)] if has_ema else final

@@ -1,0 +1,151 @@
+"""Whether training still learns the same: gradients against a reference, judged by the noise that SGD has anyway."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from upshift.training.batches import Tree, num_samples, take
+
+Gradients = Callable[[Tree, Tree], list[torch.Tensor]]
+
+NOISE_SHARE = 0.01
+"""Of the variance that the batch's gradient has as a sample: independent errors add in squares."""
+ROUND_OFF_FACTOR = 10.0
+"""channels_last, compiled and single-threaded variants of four networks came to at most 2 times the round-off."""
+LEAST_ROUND_OFF = 2.0**-19
+"""Reordering sums of thousands of terms makes some 2⁻¹⁹ even where a model amplifies nothing; times the factor."""
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """How far a candidate's gradients are from the reference's.
+
+    Attributes:
+        error: ‖candidate − reference‖ / ‖reference‖, over all parameters together.
+        noise: The same measure of the batch's own sampling noise; None where no half of a batch can be taken.
+        round_off: The error that changing each weight by one unit in its last place makes.
+        reason: Why it was refused; None if it passed.
+    """
+
+    error: float
+    noise: float | None
+    round_off: float
+    reason: str | None
+
+
+class Reference:
+    """The gradients of one batch as plain fp32 has them, with what an honest deviation from them may be.
+
+    Two measures are taken on the batch itself. The sampling noise of its gradient, from its two halves
+    g₁ and g₂: the mean (g₁ + g₂) / 2 has the standard error ‖g₁ − g₂‖ / 2. And the round-off that the model makes of
+    the smallest change there is: gradients with each weight multiplied by 1 ± 2⁻²³. A deep network with ReLU and batch
+    norm amplifies such a change by orders of magnitude, so that no fixed tolerance tells a fault from
+    reordered sums; its own amplification does (backward error, Higham 2002, ch. 1).
+
+    Args:
+        model: Whose weights are changed by round-off, and put back.
+        gradients: Of (inputs, labels), by the reference execution; they must not change the model.
+        inputs: Model-ready batch (N, …).
+        labels: Class indices (N,).
+        like: An earlier reference of the same training, whose noise and round-off are taken over: both change
+            slowly, and measuring them takes three more passes.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        gradients: Gradients,
+        inputs: Tree,
+        labels: Tree,
+        *,
+        like: Reference | None = None,
+    ) -> None:
+        self.inputs, self.labels = inputs, labels
+        self._gradients = gradients(inputs, labels)
+        self._norm = _norm(self._gradients)
+        self.noise: float | None = self._sampling_noise(gradients) if like is None else like.noise
+        self.round_off: float = (
+            max(LEAST_ROUND_OFF, self._relative(_with_round_off(model, lambda: gradients(inputs, labels))))
+            if like is None
+            else like.round_off
+        )
+
+    def _sampling_noise(self, gradients: Gradients) -> float | None:
+        half = num_samples(self.inputs) // 2
+        if half == 0:
+            return None
+        try:
+            first = gradients(take(self.inputs, 0, half), take(self.labels, 0, half))
+            second = gradients(take(self.inputs, half, 2 * half), take(self.labels, half, 2 * half))
+        except Exception:  # of a model for one batch size, of batches whose first axis is time: no half can be taken
+            return None
+        if len(first) != len(second):
+            return None
+        return _norm_of_difference(first, second) / 2.0 / max(self._norm, 1e-30)
+
+    def _relative(self, gradients: Sequence[torch.Tensor]) -> float:
+        if len(gradients) != len(self._gradients):
+            return math.inf
+        return _norm_of_difference(gradients, self._gradients) / max(self._norm, 1e-30)
+
+    def judge(self, gradients: Sequence[torch.Tensor], *, same_mathematics: bool) -> Fidelity:
+        """Whether gradients of the same batch are near enough.
+
+        Args:
+            gradients: The candidate's.
+            same_mathematics: Whether they may differ by round-off alone (tier A); else a hundredth of the
+                variance that the batch's gradient has anyway is allowed (tier B).
+        """
+        error = self._relative(gradients)
+        return Fidelity(error, self.noise, self.round_off, self._fault(error, same_mathematics))
+
+    def _fault(self, error: float, same_mathematics: bool) -> str | None:
+        if not math.isfinite(error):
+            return "its gradients are not finite, or not of the same parameters"
+        if same_mathematics and error > ROUND_OFF_FACTOR * self.round_off:
+            return (
+                f"its gradients differ from the reference by {error:.1e}, which is more than round-off "
+                f"({self.round_off:.1e} here) explains"
+            )
+        if same_mathematics:
+            return None
+        if self.noise is None:
+            return "the noise between samples cannot be measured, as no half of a batch can be taken: nothing is proven"
+        if error**2 > NOISE_SHARE * self.noise**2:
+            return (
+                f"its gradients differ from the reference by {error:.1e}: {error**2 / self.noise**2:.1%} of the "
+                f"variance between batches, where {NOISE_SHARE:.0%} is allowed"
+            )
+        return None
+
+
+@torch.no_grad()
+def _with_round_off(model: nn.Module, gradients: Callable[[], list[torch.Tensor]]) -> list[torch.Tensor]:
+    """Gradients with each weight changed by a unit in its last place, up or down."""
+    generator = torch.Generator().manual_seed(0)
+    kept = [parameter.clone() for parameter in model.parameters()]
+    try:
+        for parameter in model.parameters():
+            if parameter.is_floating_point():
+                # Drawn on the host, so that every device gets the same signs.
+                signs = torch.randint(0, 2, parameter.shape, generator=generator, dtype=torch.int8)
+                signs = signs.to(parameter.device, parameter.dtype).mul_(2).sub_(1)
+                parameter.addcmul_(parameter, signs, value=torch.finfo(parameter.dtype).eps)
+        with torch.enable_grad():
+            return gradients()
+    finally:
+        for parameter, value in zip(model.parameters(), kept, strict=True):
+            parameter.copy_(value)
+
+
+def _norm(tensors: Sequence[torch.Tensor]) -> float:
+    return math.sqrt(sum(float(tensor.double().square().sum()) for tensor in tensors))
+
+
+def _norm_of_difference(first: Sequence[torch.Tensor], second: Sequence[torch.Tensor]) -> float:
+    return _norm([a - b for a, b in zip(first, second, strict=True)])

@@ -1,0 +1,286 @@
+"""Blocks of live training steps, each made by a plan and timed: what the tuner asks for and gets."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from upshift.errors import NonFiniteLossError, UpshiftError
+from upshift.training.batches import Tree
+from upshift.training.conductor import Conducted
+from upshift.training.rng import restore_rng_state, rng_state
+from upshift.tuning.payback import Account
+from upshift.tuning.plan import Plan
+
+NONFINITE_STEPS = 3
+LOADER_FIELDS = ("data_path", "num_workers")
+
+
+class TuningDone(UpshiftError):
+    """Tuning has come to its end, and nothing but the plan was wanted."""
+
+
+class CandidateFailed(Exception):
+    """A live step raised; it goes into the story at the place where the step was asked for."""
+
+
+class CandidateRefused(Exception):
+    """A candidate is not faithful, or not worth having."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """Steps to make with one plan; the first `settle` do not count."""
+
+    plan: Plan
+    num_steps: int
+    settle: int
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Median seconds of a block's steps, and mean seconds of their waits for data."""
+
+    step_seconds: float
+    data_seconds: float
+
+    @property
+    def seconds(self) -> float:
+        """Of a step with its wait."""
+        return self.step_seconds + self.data_seconds
+
+
+Story = Generator[Block, Measured, None]
+
+
+@dataclass
+class _Timing:
+    """The block under way."""
+
+    block: Block
+    steps: list[float] = field(default_factory=list)
+    waits: list[float] = field(default_factory=list)
+    num_made: int = 0
+    started: float = 0.0
+
+
+class LiveSteps(ABC):
+    """A conductor (see `Conductor`) that follows a story.
+
+    The story, `_tell`, is a generator: it asks for a block of steps with a plan, and gets their times. The steps
+    are training steps that count. Between blocks it may do what it likes with the batch at hand, `batch`.
+
+    Args:
+        plan: What training begins with.
+        loader_for: Makes the loader of a plan; None where batches come from elsewhere.
+        account: Gets the seconds that are spent between steps.
+        stop_when_done: End the training with `TuningDone` at the end of the story.
+
+    Attributes:
+        plan: What steps are made with when no block asks for another.
+        batch: The inputs and labels of the step that comes next.
+        is_complete: Whether the story came to its end.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        *,
+        loader_for: Callable[[Plan], Any] | None,
+        account: Account,
+        stop_when_done: bool = False,
+    ) -> None:
+        self.plan = self.first_plan = self._executed = self._loader_plan = plan
+        self.account = account
+        self.is_complete = False
+        self._loader_for, self._stop_when_done = loader_for, stop_when_done
+        self._loaders: dict[tuple[Any, ...], Any] = {}
+        self._teller: Callable[[Conducted], Story] = self._tell
+        self._story: Story | None = None
+        self._timing: _Timing | None = None
+        self._measured: Measured | None = None
+        self._failure: CandidateFailed | CandidateRefused | None = None
+        self._random: dict[str, torch.Tensor] = {}
+        self._seconds_of_steps = 0.0
+        self._spending_since = 0.0
+
+    @abstractmethod
+    def _tell(self, loop: Conducted) -> Story:
+        """The story."""
+
+    @abstractmethod
+    def _demote(self, loop: Conducted, reason: str) -> None:
+        """Steps with `plan` fail: make `first_plan` the plan again."""
+
+    def before_step(self, loop: Conducted, inputs: Tree, labels: Tree) -> Tree:
+        """Go on with the story where a block has ended."""
+        if self.is_complete and self._stop_when_done:  # a plan that failed after it was adopted has ended it
+            raise TuningDone("the plan is found")
+        if not self.is_complete and self._timing is None:
+            self._spending_since = time.perf_counter()
+            self.batch = inputs, labels
+            try:
+                self._advance(loop)
+            finally:
+                self.book_spent()
+        if self._is_on_trial:
+            self._random = rng_state(loop.device)
+        return loop.step.prepare(inputs)
+
+    def book_spent(self) -> None:
+        """Charge the time since the step before, or since the last call, in which no step was made."""
+        now = time.perf_counter()
+        self.account.spent += now - self._spending_since
+        self._spending_since = now
+
+    @property
+    def _is_on_trial(self) -> bool:
+        """Whether the next step, or its batch, is a candidate's; or was the last one, and no other has begun."""
+        return not self.is_complete and self._executed != self.plan
+
+    def after_step(self, loop: Conducted, *, step_seconds: float, data_seconds: float) -> None:
+        """Note the time of a step."""
+        self._seconds_of_steps += step_seconds + data_seconds
+        self._random = {}
+        timing = self._timing
+        if timing is None:
+            return
+        timing.num_made += 1
+        if timing.num_made > timing.block.settle:
+            timing.steps.append(step_seconds)
+            timing.waits.append(data_seconds)
+        elif timing.num_made == timing.block.settle:
+            loop.step.wait()
+            timing.started = time.perf_counter()
+        if timing.num_made == timing.block.settle + timing.block.num_steps:
+            self._measured, self._timing = self._result_of(loop, timing), None
+
+    def _result_of(self, loop: Conducted, timing: _Timing) -> Measured:
+        step_seconds = statistics.median(timing.steps)
+        # A mean: batches are gathered several at a time, so that most waits are nothing and some are long.
+        data_seconds = statistics.fmean(timing.waits)
+        if loop.device.type != "cpu":
+            # Steps are only launched there: what they take shows when the device has done them all.
+            loop.step.wait()
+            step_seconds = (time.perf_counter() - timing.started) / len(timing.steps) - data_seconds
+        return Measured(step_seconds, data_seconds)
+
+    def on_error(self, loop: Conducted, error: Exception) -> bool:
+        """Go back to a plan that worked: of a candidate's failure the story hears, the plan's own demotes it."""
+        if self._is_on_trial:
+            # The error itself is not kept: its traceback holds the tensors of the failed step.
+            self._failure, self._timing = _failure(error), None
+            self._go_back(loop)
+            if self._random:
+                restore_rng_state(self._random, loop.device)
+            return True
+        if self._executed == self.first_plan:
+            return False
+        # One loss that is not finite may be the data's doing; several in a row may be the plan's.
+        if (
+            isinstance(error, NonFiniteLossError)
+            and loop.step.num_skipped_in_a_row < NONFINITE_STEPS
+            and not loop.step.gave_up
+        ):
+            return False
+        self._timing, self.is_complete = None, True
+        if self._story is not None:
+            self._story.close()
+        self._demote(loop, f"it failed at step {loop.steps_made + 1}: {first_line(error)}")
+        self._go_back(loop)
+        return True
+
+    def _go_back(self, loop: Conducted) -> None:
+        """Make the following steps as the plan says, with batches from where it takes them."""
+        self.execute(loop, self.plan)
+        self.take_data(loop, self.plan)
+
+    def on_end(self, loop: Conducted) -> None:
+        """Close the story, and leave the model as the plan wants it."""
+        if self._story is not None:
+            self._story.close()
+        self.execute(loop, self.plan)
+
+    def _advance(self, loop: Conducted) -> None:
+        try:
+            block = self._next_block(loop)
+            while not self._begin(loop, block):
+                block = self._next_block(loop)
+        except StopIteration:
+            self.is_complete = True
+            self._go_back(loop)
+            if self._stop_when_done:
+                raise TuningDone("the plan is found") from None
+
+    def _next_block(self, loop: Conducted) -> Block:
+        if self._story is None:
+            self._story = self._teller(loop)
+            return next(self._story)
+        if self._failure is not None:
+            failure, self._failure = self._failure, None
+            return self._story.throw(failure)
+        assert self._measured is not None
+        return self._story.send(self._measured)
+
+    def _begin(self, loop: Conducted, block: Block) -> bool:
+        """Execute a block's steps from now on; False where the candidate fails at that."""
+        try:
+            self.execute(loop, block.plan)
+            if any(getattr(block.plan, name) != getattr(self._loader_plan, name) for name in LOADER_FIELDS):
+                self.take_data(loop, block.plan)
+        except Exception as error:  # a loader, a layout: training goes on without it
+            if block.plan == self.plan:
+                raise
+            self._failure = _failure(error)
+            self._go_back(loop)
+            return False
+        self._timing = _Timing(block)
+        return True
+
+    def tell(self, teller: Callable[[Conducted], Story]) -> None:
+        """Begin another story, once one has come to its end."""
+        self._teller, self._story, self._measured, self.is_complete = teller, None, None, False
+
+    def execute(self, loop: Conducted, plan: Plan) -> None:
+        """Make the following steps with a plan; their batches come from where they came before."""
+        if plan != self._executed:
+            self._executed = plan
+            loop.step.execute(plan)
+
+    def take_data(self, loop: Conducted, plan: Plan) -> None:
+        """Take the following batches as a plan wants them: path, workers, layout."""
+        if self._loader_for is None or _data_of(plan) == _data_of(self._loader_plan):
+            return
+        self._loaders.setdefault(_data_of(self._loader_plan), loop.loader)
+        key = _data_of(plan)
+        if key not in self._loaders:
+            self._loaders[key] = self._loader_for(plan)
+        self._loader_plan = plan
+        loop.use_loader(self._loaders[key])
+
+    def drop_other_loaders(self) -> None:
+        """Keep the loader in use alone: others hold copies of the data, or worker processes."""
+        key = _data_of(self._loader_plan)
+        self._loaders = {key: self._loaders[key]} if key in self._loaders else {}
+
+
+def _data_of(plan: Plan) -> tuple[Any, ...]:
+    return plan.memory_format, *(getattr(plan, name) for name in LOADER_FIELDS)
+
+
+def _failure(error: Exception) -> CandidateFailed | CandidateRefused:
+    if isinstance(error, NonFiniteLossError):
+        return CandidateRefused("a loss was not finite while it ran")
+    return CandidateFailed(first_line(error))
+
+
+def first_line(error: Exception) -> str:
+    """An error in one line."""
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0] if text else ''}"

@@ -1,0 +1,73 @@
+"""What the operators of one step are: how many, and what share of its time a compiler could fuse away."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+DISPATCH_SECONDS = 4e-6
+"""What PyTorch spends on the way to a kernel, forward and backward alike (2 to 6 µs on current CPUs)."""
+
+QUIET_KINETO = "99"
+"""libkineto writes lines of its own progress to stderr; this level has none."""
+
+_DENSE = ("mm", "matmul", "linear", "conv", "attention", "lstm", "gru", "embedding")
+_PARTS_OF_DENSE = ("mkldnn_", "cudnn_", "_flash_", "_efficient_")
+
+
+@dataclass(frozen=True)
+class OperatorMix:
+    """The operators of one step.
+
+    Attributes:
+        num_calls: Operators called.
+        fusible_share: Share of the step's time in operators that pass over memory once for little arithmetic:
+            activations, norms, pooling, copies. A compiler makes fewer passes of them.
+        overhead_share: Share of the step's time spent on the way to kernels and not in them, at most 0.9.
+        seconds: What finding this out took.
+    """
+
+    num_calls: int
+    fusible_share: float
+    overhead_share: float
+    seconds: float
+
+
+def operator_mix(step: Callable[[], object], step_seconds: float, device: torch.device) -> OperatorMix:
+    """Profile one step.
+
+    Args:
+        step: Makes it.
+        step_seconds: What it takes without a profiler.
+        device: Where it runs.
+    """
+    start = time.perf_counter()
+    os.environ.setdefault("KINETO_LOG_LEVEL", QUIET_KINETO)
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if device.type == "cuda":
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    with torch.profiler.profile(activities=activities, acc_events=False) as profile:
+        step()
+    events = [event for event in profile.key_averages() if event.key.startswith(("aten::", "mkldnn::", "torch::"))]
+    num_calls = sum(event.count for event in events)
+
+    def own(event: torch.autograd.profiler_util.FunctionEventAvg) -> float:
+        return float(event.self_device_time_total if device.type == "cuda" else event.self_cpu_time_total)
+
+    total = sum(own(event) for event in events) or 1.0
+    fusible = sum(own(event) for event in events if not _is_dense(event.key)) / total
+    if device.type == "cuda":
+        overhead = max(0.0, 1.0 - total * 1e-6 / step_seconds)
+    else:
+        overhead = num_calls * DISPATCH_SECONDS / step_seconds
+    overhead = min(0.9, overhead)
+    return OperatorMix(num_calls, max(0.0, fusible * (1.0 - overhead)), overhead, time.perf_counter() - start)
+
+
+def _is_dense(name: str) -> bool:
+    name = name.split("::", 1)[1]
+    return name.startswith(_PARTS_OF_DENSE) or any(word in name for word in _DENSE)

@@ -1,0 +1,59 @@
+"""What became of each candidate: the evidence that a plan carries."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+Verdict = Literal["adopted", "refused", "failed", "not tried", "demoted"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One candidate.
+
+    Attributes:
+        name: For people.
+        changes: The fields of the plan that it changes.
+        tier: "A": the same mathematics; "B": changed numerics.
+        verdict: "adopted" into the plan; "refused" as not faster or not faithful; "failed" with an error; "not tried"
+            as it could not pay for itself; "demoted" after it was adopted.
+        reason: Why.
+        expected_gain: Share of the step's time that it was expected to save.
+        expected_seconds: What trying it was expected to cost.
+        build_seconds: Until its first gradients were there: compiling, converting.
+        seconds: What trying it cost: checks, switches, and steps slower than the plan's before.
+        speedup: Of the steps, beside the plan that it challenged.
+        speedup_interval: 95 %, over all looks at the data.
+        num_rounds: Pairs of live blocks that it was timed on.
+        gradient_error: Relative deviation from plain fp32 gradients on the same batch.
+        gradient_noise: The same measure of the noise between batches.
+        num_operators: Of a step, where it was compiled.
+        step: When it was decided.
+    """
+
+    name: str
+    changes: Mapping[str, Any]
+    tier: str
+    verdict: Verdict
+    reason: str
+    expected_gain: float
+    expected_seconds: float
+    step: int
+    build_seconds: float | None = None
+    seconds: float = 0.0
+    speedup: float | None = None
+    speedup_interval: tuple[float, float] | None = None
+    num_rounds: int = 0
+    gradient_error: float | None = None
+    gradient_noise: float | None = None
+    num_operators: int | None = None
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.verdict}, {self.reason}"
+
+    def to_json(self) -> dict[str, Any]:
+        """The trial as a JSON object, without what is not known of it."""
+        return {name: value for name, value in asdict(self).items() if value is not None and value != {}}

@@ -1,0 +1,52 @@
+"""Tuning as if it had not been: what it changes of the process is put back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from upshift.training.rng import restore_rng_state, rng_state
+
+
+@contextmanager
+def undisturbed(loader: Any) -> Iterator[None]:
+    """Put back what steps of a tuner change of the process, however the block ends.
+
+    These are torch's, numpy's and Python's generators and those that shuffle the loader, the number of torch's threads,
+    the precision of matrix products, and settings of torch.compile.
+
+    Args:
+        loader: Whose generators are put back too, where it is a DataLoader.
+    """
+    devices = [torch.device("cuda", index) for index in range(torch.cuda.device_count())] or [torch.device("cpu")]
+    states = [(rng_state(device), device) for device in devices]
+    generators = [(generator, generator.get_state()) for generator in _generators(loader)]
+    threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    fallback_random = torch._inductor.config.fallback_random
+    recompile_limit = torch._dynamo.config.recompile_limit
+    try:
+        yield
+    finally:
+        for state, device in states:
+            restore_rng_state(state, device)
+        for generator, before in generators:
+            generator.set_state(before)
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
+        torch.set_float32_matmul_precision(precision)
+        torch._inductor.config.fallback_random = fallback_random
+        torch._dynamo.config.recompile_limit = recompile_limit
+
+
+def _generators(loader: Any) -> list[torch.Generator]:
+    """Those of a loader and of its samplers, each once."""
+    found: dict[int, torch.Generator] = {}
+    batch_sampler = getattr(loader, "batch_sampler", None)
+    for owner in (loader, getattr(loader, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None)):
+        generator = getattr(owner, "generator", None)
+        if isinstance(generator, torch.Generator):
+            found[id(generator)] = generator
+    return list(found.values())

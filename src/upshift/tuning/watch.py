@@ -1,0 +1,42 @@
+"""Whether steps are still as fast as when their plan was chosen."""
+
+from __future__ import annotations
+
+import statistics
+
+SLOWER = 1.5
+"""A window this many times slower than expected is a slow one: well beyond what a shared machine's clock drifts."""
+WINDOW_STEPS = 50
+WINDOW_SECONDS = 1.0
+SLOW_WINDOWS = 3
+MOST_ALARMS = 2
+
+
+class Watch:
+    """Raises an alarm when several windows of steps in a row were much slower than expected; a few times at most.
+
+    Args:
+        expected_seconds: Of a step.
+    """
+
+    def __init__(self, expected_seconds: float) -> None:
+        self.expected_seconds = expected_seconds
+        self._window: list[float] = []
+        self._total = 0.0
+        self._slow: list[float] = []
+        self._num_alarms = 0
+
+    def slowdown(self, step_seconds: float) -> float | None:
+        """Note a step; how many times slower steps have become where that is an alarm, else None."""
+        self._window.append(step_seconds)
+        self._total += step_seconds
+        if len(self._window) < WINDOW_STEPS or self._total < WINDOW_SECONDS:
+            return None
+        slower = statistics.median(self._window) / self.expected_seconds
+        self._window, self._total = [], 0.0
+        self._slow = [*self._slow, slower] if slower > SLOWER else []
+        if len(self._slow) < SLOW_WINDOWS or self._num_alarms == MOST_ALARMS:
+            return None
+        found, self._slow = statistics.median(self._slow), []
+        self._num_alarms += 1
+        return found

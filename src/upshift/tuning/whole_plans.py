@@ -1,0 +1,62 @@
+"""Plans as candidates: all their fields at once, in place of one change after another."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+from upshift.tuning.candidates import Candidate
+from upshift.tuning.config import KnownPlan
+from upshift.tuning.plan import Plan
+
+COMPILE_SECONDS = 20.0
+HANDED_OVER = "the plan handed over"
+
+
+def differences(plan: Plan, base: Plan) -> dict[str, Any]:
+    """The fields that execution depends on in which a plan differs from another."""
+    names = [field.name for field in fields(Plan) if field.name not in ("device", "version", "environment", "trials")]
+    return {name: getattr(plan, name) for name in names if getattr(plan, name) != getattr(base, name)}
+
+
+def known_candidate(known: KnownPlan, base: Plan) -> Candidate:
+    """The plan that an earlier run of the same job found."""
+    adopted = [trial.get("name") for trial in known.plan.trials if trial.get("verdict") == "adopted"]
+    names = " + ".join(str(name).split(", known")[0] for name in adopted) or "the plan"
+    return _candidate(
+        f"{names}, known from an earlier run",
+        known.plan,
+        base,
+        gain=max(0.0, 1.0 - 1.0 / known.speedup),
+        build_seconds=known.build_seconds,
+        reason="the same job on the same machine",
+    )
+
+
+def handed_over_candidate(plan: Plan, base: Plan) -> Candidate:
+    """A plan that was measured on another machine, or with other versions."""
+    return _candidate(
+        HANDED_OVER,
+        plan,
+        base,
+        gain=0.3,
+        build_seconds=COMPILE_SECONDS if plan.compile != "none" else 0.0,
+        reason="it was measured on another machine, or with other versions",
+    )
+
+
+def first_candidate(first: Plan, tuned: Plan) -> Candidate:
+    """The plan that training began with, against the tuned one that became slow."""
+    return _candidate("the first plan again", first, tuned, gain=0.3, build_seconds=0.0, reason="the tuned one is slow")
+
+
+def _candidate(name: str, plan: Plan, base: Plan, *, gain: float, build_seconds: float, reason: str) -> Candidate:
+    changes = differences(plan, base)
+    return Candidate(
+        name=name,
+        changes=changes,
+        tier="B" if changes.get("precision", "fp32") != "fp32" else "A",
+        gain=gain,
+        build_seconds=build_seconds,
+        reason=reason,
+    )
