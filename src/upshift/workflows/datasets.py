@@ -1,0 +1,175 @@
+"""The data of a recipe as the workflows use them: packed splits, and loaders by a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import torch
+
+from upshift.data.augment import augments
+from upshift.data.dataset import PackedDataset
+from upshift.data.loaders import Loader, make_loader
+from upshift.data.prepare import prepare
+from upshift.data.torch_datasets import DatasetSplit, TorchDataset, dataset_from_torch
+from upshift.data.worker_loader import WorkerLoader
+from upshift.errors import ConfigError, DataError, PlanError
+from upshift.recipes.recipe import Recipe
+from upshift.tuning.plan import Plan
+
+Data: TypeAlias = PackedDataset | TorchDataset
+
+EVALUATION_BATCH_SIZE = 256
+NUM_SAMPLES_SHOWN = 32
+
+
+@dataclass(frozen=True)
+class Loaders:
+    """The loaders of a training.
+
+    Attributes:
+        train: Shuffled and augmented.
+        monitor: What is evaluated while training.
+        monitor_split: "validation" where there is such a split, else "test".
+        test: The final evaluation's.
+        stored: The first training samples as stored, for TensorBoard.
+        is_image: Whether they are images.
+    """
+
+    train: Loader
+    monitor: Loader
+    monitor_split: str
+    test: Loader
+    stored: np.ndarray[Any, Any]
+    is_image: bool
+
+    def first_samples(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """A model-ready batch, and the first training images as they are stored (None for other data)."""
+        inputs, _ = next(iter(self.test.epoch(0)))
+        return inputs, torch.from_numpy(np.array(self.stored)) if self.is_image else None
+
+
+def load_data(
+    recipe: Recipe,
+    data: Mapping[str, Any] | None,
+    *,
+    data_dir: str | Path | None,
+    seed: int,
+    on_progress: Callable[[str, int, int], None] | None,
+) -> Data:
+    """The packed data of a recipe, or the torch datasets that were handed over instead.
+
+    Raises:
+        DataError: The data are missing or wrong.
+    """
+    if data is None:
+        folder = Path(data_dir) if data_dir else None
+        return prepare(recipe.data, data_dir=folder, seed=seed, on_progress=on_progress)
+    return dataset_from_handed_over(data)
+
+
+def dataset_from_handed_over(data: Mapping[str, Any]) -> TorchDataset:
+    """The torch datasets of a mapping with "train", "test" and maybe "validation" and "label_names".
+
+    Raises:
+        DataError: The mapping has other keys, or a dataset is wrong.
+    """
+    names = {"train", "test", "validation", "label_names"}
+    if not {"train", "test"} <= set(data) <= names:
+        raise DataError(
+            'data must map "train" and "test", and may map "validation" and "label_names"',
+            received=sorted(map(str, data)),
+            hint='for example data={"train": train_dataset, "test": test_dataset}',
+        )
+    return dataset_from_torch(**data)
+
+
+def make_loaders(dataset: Data, recipe: Recipe, plan: Plan, device: torch.device, seed: int) -> Loaders:
+    """The loaders of a training by a plan.
+
+    Raises:
+        ConfigError: The batch is larger than the training split.
+        PlanError: The plan's data path does not fit the data.
+    """
+    if isinstance(dataset, TorchDataset) and plan.data_path not in ("auto", "worker"):
+        raise PlanError(
+            'torch datasets need the data path "worker"', received=plan.data_path, hint='set data_path to "auto"'
+        )
+    if augments(recipe.augment) and is_float_image(dataset):
+        raise ConfigError(
+            "augmentation needs uint8 images",
+            received="float images, already prepared by their dataset",
+            hint="augment in the dataset, or let it return uint8 images",
+        )
+    monitor_split = "validation" if "validation" in dataset.splits else "test"
+
+    def evaluated(name: str) -> Loader:
+        return _make_loader(dataset, name, recipe, plan, device, seed, training=False)
+
+    test = evaluated("test")
+    return Loaders(
+        train=make_train_loader(dataset, recipe, plan, device, seed),
+        monitor=test if monitor_split == "test" else evaluated(monitor_split),
+        monitor_split=monitor_split,
+        test=test,
+        stored=dataset.splits["train"].inputs[:NUM_SAMPLES_SHOWN],
+        is_image=dataset.info.kind == "image",
+    )
+
+
+def make_train_loader(dataset: Data, recipe: Recipe, plan: Plan, device: torch.device, seed: int) -> Loader:
+    """The training batches by a plan: the same ones, whatever the plan."""
+    return _make_loader(dataset, "train", recipe, plan, device, seed, training=True)
+
+
+def _make_loader(
+    dataset: Data, name: str, recipe: Recipe, plan: Plan, device: torch.device, seed: int, *, training: bool
+) -> Loader:
+    batch_size = recipe.batch_size if training else max(recipe.batch_size, EVALUATION_BATCH_SIZE)
+    channels_last = plan.memory_format == "channels_last"
+    split = dataset.splits[name]
+    if isinstance(split, DatasetSplit):
+        return WorkerLoader(
+            split.inputs.dataset,
+            dataset.info,
+            batch_size=batch_size,
+            device=device,
+            seed=seed,
+            augment=recipe.augment,
+            training=training,
+            num_workers=plan.num_workers,
+            channels_last=channels_last,
+        )
+    return make_loader(
+        split,
+        dataset.info,
+        batch_size=batch_size,
+        device=device,
+        seed=seed,
+        augment=recipe.augment,
+        training=training,
+        data_path=_array_path(plan),
+        channels_last=channels_last,
+    )
+
+
+def _array_path(plan: Plan) -> Literal["auto", "resident", "mmap"]:
+    if plan.num_workers:
+        raise PlanError(
+            "num_workers must be 0 for packed data", received=plan.num_workers, hint="workers are for torch datasets"
+        )
+    if plan.data_path == "worker":
+        raise PlanError(
+            'the data path "worker" is for torch datasets handed over in Python',
+            received="packed data",
+            hint='set data_path to "auto": packed data are indexed a batch at a time, faster than by workers',
+        )
+    return plan.data_path
+
+
+def is_float_image(dataset: Data) -> bool:
+    """Whether the inputs are images that their torch dataset has prepared for the model itself."""
+    return dataset.info.kind == "image" and dataset.splits["train"].inputs[:1].dtype != np.uint8

@@ -1,0 +1,3 @@
+"""Defaults of options, without what the verbs import."""
+
+from upshift.inference.defaults import MAX_DROP as MAX_DROP

@@ -1,0 +1,278 @@
+"""The tuner of a training: what it starts from, and what is kept of what it finds."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from upshift.core import environment
+from upshift.core.cache import TuningCache
+from upshift.core.environment import num_usable_cores
+from upshift.core.files import finite, write_bytes
+from upshift.core.limits import Limits, known_limits, limits
+from upshift.core.records import RunFolder
+from upshift.core.roofline import share_of_limit
+from upshift.core.slowdowns import slowdown_counts, slowdowns
+from upshift.data.dataset import PackedDataset
+from upshift.data.loaders import Loader, free_memory_bytes
+from upshift.data.torch_datasets import TorchDataset
+from upshift.errors import BadInputError
+from upshift.tuning.candidates import Job, job_of
+from upshift.tuning.config import KnownPlan, TunerConfig
+from upshift.tuning.plan import BASELINE, Plan, load_plan, plan_from_json, read_plan
+from upshift.tuning.tuner import Tuner
+from upshift.workflows.datasets import make_train_loader
+from upshift.workflows.preparation import Prepared
+
+AUTO = "auto"
+WORTHWHILE = 1.3
+
+
+@dataclass(frozen=True)
+class StartingPlan:
+    """What a training begins with.
+
+    Attributes:
+        plan: Its plan.
+        tunes: Whether a faster one is looked for.
+        handed_over: A plan that was measured on another machine: it has to prove itself here.
+    """
+
+    plan: Plan
+    tunes: bool
+    handed_over: Plan | None = None
+
+
+def plan_to_start_with(reference: str | Path | Plan, resumed: Path | None) -> StartingPlan:
+    """What a training begins with.
+
+    Args:
+        reference: "auto", "baseline", a plan file, or a plan.
+        resumed: The run folder that is resumed, if one is: a plan that was found there is kept.
+
+    Raises:
+        PlanError: The plan cannot be read, or is not for this machine.
+    """
+    if isinstance(reference, str) and reference == AUTO:
+        kept = RunFolder(resumed).plan if resumed is not None else None
+        if kept is not None and kept.is_file():
+            found = read_plan(kept)
+            if found.trials:
+                return _kept(found) if found.is_for_this_machine() else StartingPlan(BASELINE, tunes=True)
+        return StartingPlan(BASELINE, tunes=True)
+    return _kept(load_plan(reference))
+
+
+def _kept(plan: Plan) -> StartingPlan:
+    """A plan as it is where it was measured here, or not at all; else it has to prove itself."""
+    measured_on = plan.environment and environment.fingerprint(dict(plan.environment))
+    if measured_on and measured_on != environment.fingerprint(environment.describe()):
+        return StartingPlan(replace(BASELINE, device=plan.device), tunes=True, handed_over=plan)
+    return StartingPlan(plan, tunes=False)
+
+
+class LiveTuning:
+    """A tuner with its memory.
+
+    Attributes:
+        tuner: Conducts the training.
+    """
+
+    def __init__(self, prepared: Prepared, config: TunerConfig, *, use_cache: bool, handed_over: Plan | None) -> None:
+        self._cache = TuningCache()
+        self._description = environment.describe()  # now: a plan may change the number of threads
+        self._environment = environment.fingerprint(self._description)
+        self._subject = _subject(prepared)
+        self._counts = slowdown_counts()
+        self._limits = self._limits_of(prepared.device, measure=config.stop_when_done)
+        self._known = self._known_plan() if use_cache and handed_over is None else None
+        self._folder: RunFolder | None = None
+
+        first = prepared.loaders.train
+
+        def loader_for(plan: Plan) -> Loader:
+            of_arrays = isinstance(prepared.dataset, PackedDataset)
+            if of_arrays and plan.data_path == "auto":
+                # It was resolved when training began: with less memory left it could mean something else now.
+                plan = replace(plan, data_path="resident" if first.data_path == "resident" else "mmap")
+            if plan.data_path == "resident" and not _fits_once_more(prepared):
+                return first  # batches are then brought into the plan's layout one by one
+            return make_train_loader(prepared.dataset, prepared.recipe, plan, prepared.device, prepared.seed)
+
+        self.tuner = Tuner(
+            prepared.plan,
+            job=_job(prepared, fast_dtypes(self._limits)),
+            loader_for=loader_for,
+            config=config,
+            history=self._cache.trials(self._environment),
+            on_adopted=self._keep,
+            known=self._known,
+            handed_over=handed_over,
+        )
+
+    def keep_plan_in(self, folder: RunFolder) -> None:
+        """Write each plan that is adopted into the folder's `plan.json`."""
+        self._folder = folder
+
+    def _keep(self, plan: Plan) -> None:
+        if self._folder is not None:
+            self._write(self._folder, self.plan())
+
+    def _write(self, folder: RunFolder, plan: Plan) -> None:
+        plan.save(folder.plan)
+        lines = "".join(
+            json.dumps({"of": "training"} | finite(dict(trial)), allow_nan=False) + "\n" for trial in plan.trials
+        )
+        write_bytes(folder.trials, lines.encode())
+
+    def plan(self) -> Plan:
+        """The best plan so far, with the evidence for it."""
+        return replace(
+            self.tuner.plan,
+            environment=self._description,
+            trials=tuple(trial.to_json() for trial in self.tuner.trials),
+        )
+
+    @property
+    def notes(self) -> list[str]:
+        """What the user should know."""
+        slowed = slowdowns(since=self._counts) if self.tuner.trials else []
+        return [*self.tuner.notes, *slowed, *self._cache.notes]
+
+    def finish(self, folder: RunFolder) -> Plan:
+        """Write plan and trials into the run folder, remember them for later runs, and give the plan."""
+        plan = self.plan()
+        self._write(folder, plan)
+        self.remember()
+        return plan
+
+    def remember(self) -> None:
+        """Keep the plan and the trials for later runs on this machine."""
+        tuner = self.tuner
+        made = [trial for trial in tuner.trials if trial.verdict != "not tried"]
+        if made:
+            self._cache.add_trials(self._environment, [trial.to_json() | dict(trial.changes) for trial in made])
+        if tuner.is_complete and tuner.step_seconds is not None and not tuner.was_demoted:
+            document = {
+                "plan": self.plan().to_json(),
+                "step_seconds": tuner.step_seconds,
+                "data_seconds": tuner.data_seconds,
+                "speedup": tuner.speedup,
+                "untried_seconds": tuner.untried_seconds,
+                "build_seconds": sum(trial.build_seconds or 0.0 for trial in made if trial.verdict == "adopted"),
+            }
+            self._cache.save_plan(self._environment, self._subject, document)
+
+    def _limits_of(self, device: torch.device, *, measure: bool) -> Limits | None:
+        """What this machine can do; measuring takes seconds, which a training does not spend on it."""
+        find = limits if measure else known_limits
+        return find(device, cache=self._cache, environment=self._environment)
+
+    def _limit_share(self) -> dict[str, Any] | None:
+        """How near a step of the plan comes to what this machine can do; None where that was not measured."""
+        tuner = self.tuner
+        if self._limits is None or tuner.cost is None or tuner.step_seconds is None:
+            return None
+        precision = tuner.plan.precision
+        if precision not in self._limits.matmul_flops:
+            return None
+        return asdict(share_of_limit(tuner.cost, tuner.step_seconds, self._limits, precision))
+
+    def _known_plan(self) -> KnownPlan | None:
+        document = self._cache.load_plan(self._environment, self._subject)
+        if document is None:
+            return None
+        try:
+            plan = plan_from_json(document["plan"])
+            plan.check_device()
+            numbers = {name: document[name] for name in ("step_seconds", "data_seconds", "speedup", "build_seconds")}
+            return KnownPlan(plan=plan, **numbers, untried_seconds=document.get("untried_seconds"))
+        except (BadInputError, KeyError, TypeError):
+            return None  # of an earlier version of upshift, or written by hand: it is found anew, and replaced
+
+    def to_json(self) -> dict[str, Any]:
+        """The tuning part of a result; the trials are in its plan."""
+        tuner = self.tuner
+        return {
+            "seconds": tuner.account.spent,
+            "saved_seconds": tuner.account.saved,
+            "net_seconds": tuner.account.net,
+            "complete": tuner.is_complete,
+            "from_cache": tuner.took_known,
+            "first_step_seconds": tuner.first_step_seconds,
+            "step_seconds": tuner.step_seconds,
+            "data_seconds": tuner.first_data_seconds,
+            "limit": self._limit_share(),
+        }
+
+
+def start_tuning(
+    prepared: Prepared,
+    *,
+    config: TunerConfig | None = None,
+    use_cache: bool = True,
+    handed_over: Plan | None = None,
+) -> LiveTuning:
+    """The tuner of a training that is about to start.
+
+    Args:
+        prepared: The training.
+        config: How to go about it.
+        use_cache: Begin with the plan that an earlier run of the same job found on this machine.
+        handed_over: A plan from elsewhere, to be measured before all else.
+    """
+    return LiveTuning(prepared, config or TunerConfig(), use_cache=use_cache, handed_over=handed_over)
+
+
+def fast_dtypes(machine: Limits | None) -> tuple[str, ...]:
+    """Precisions in which products are clearly faster than in fp32."""
+    if machine is None:
+        return ("tf32", "bf16") if torch.cuda.is_available() else ()
+    least = WORTHWHILE * machine.matmul_flops["fp32"]
+    return tuple(name for name in ("tf32", "bf16", "fp16") if machine.matmul_flops.get(name, 0.0) > least)
+
+
+def _fits_once_more(prepared: Prepared) -> bool:
+    """Whether memory holds another copy of the training data, and as much again."""
+    if not isinstance(prepared.dataset, PackedDataset):
+        return False
+    return prepared.dataset.splits["train"].inputs.nbytes <= free_memory_bytes(prepared.device) // 2
+
+
+def _job(prepared: Prepared, fast_dtypes: tuple[str, ...]) -> Job:
+    of_torch = isinstance(prepared.dataset, TorchDataset)
+    return job_of(
+        prepared.model,
+        prepared.device,
+        prepared.recipe.batch_size,
+        changes_size=any(stage.image_size is not None for stage in prepared.recipe.stages),
+        data_paths=("worker",) if of_torch else ("resident", "mmap") if _fits_once_more(prepared) else ("mmap",),
+        data_path=prepared.loaders.train.data_path,
+        fast_dtypes=fast_dtypes,
+        num_cores=num_usable_cores(),
+    )
+
+
+def _subject(prepared: Prepared) -> str:
+    """A short hash of what decides how fast a step can be: equal for two runs of the same job."""
+    model, recipe = prepared.model, prepared.recipe
+    parts: Mapping[str, Any] = {
+        "modules": [type(module).__qualname__ for module in model.modules()],
+        "parameters": [[name, list(p.shape), str(p.dtype), p.requires_grad] for name, p in model.named_parameters()],
+        "batch_size": recipe.batch_size,
+        "input_shape": list(prepared.dataset.info.input_shape),
+        "data_path": prepared.loaders.train.data_path,
+        "augment": repr(recipe.augment),
+        "stages": repr(recipe.stages),
+        "clip_grad_norm": recipe.clip_grad_norm,
+        "ema_decay": recipe.ema_decay,
+        "optimizer": recipe.optimizer.name,
+        "device": prepared.device.type,
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,184 @@
+"""What every verb that makes training steps needs: recipe, data, model, loaders and trainer, all checked."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from upshift.errors import ConfigError, UnknownNameError
+from upshift.recipes.overrides import with_overrides
+from upshift.recipes.recipe import Recipe
+from upshift.recipes.record import model_spec
+from upshift.recipes.registry import find_recipe
+from upshift.training.conductor import Conductor
+from upshift.training.loss import CrossEntropy
+from upshift.training.metrics import check_logits
+from upshift.training.rng import check_seed, seed_everything
+from upshift.training.trainer import Trainer
+from upshift.tuning.plan import Plan
+from upshift.workflows.datasets import Data, Loaders, load_data, make_loaders
+from upshift.workflows.model import RunRecord, preprocessing_of
+
+TARGET_METRICS = ("accuracy", "loss")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A training that can begin.
+
+    Attributes:
+        record: What `recipe.json` of the run will hold.
+        dataset: Its data.
+        model: On its device, in the plan's layout, with its first weights.
+        loaders: Of the plan.
+        plan: How it is executed.
+        device: Where.
+        seed: Of the run.
+    """
+
+    record: RunRecord
+    dataset: Data
+    model: nn.Module
+    loaders: Loaders
+    plan: Plan
+    device: torch.device
+    seed: int
+
+    @property
+    def recipe(self) -> Recipe:
+        """The resolved recipe."""
+        return self.record.recipe
+
+    def trainer(self, conductor: Conductor | None = None) -> Trainer:
+        """A trainer of the model; see `Trainer` for the conductor."""
+        return Trainer(
+            self.model,
+            self.recipe.loss or CrossEntropy(self.recipe.label_smoothing),
+            self.loaders.train,
+            self.loaders.monitor,
+            eval_split=self.loaders.monitor_split,
+            config=self.recipe,
+            execution=self.plan,
+            device=self.device,
+            conductor=conductor,
+        )
+
+
+@contextlib.contextmanager
+def torch_settings_put_back() -> Iterator[None]:
+    """Leave the process's threads and matrix precision as they were: a plan's are for its training alone."""
+    threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    try:
+        yield
+    finally:
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
+        torch.set_float32_matmul_precision(precision)
+
+
+def prepare_training(
+    recipe: str | Path | Recipe,
+    *,
+    variant: str | None,
+    overrides: Sequence[str],
+    plan: Plan,
+    seed: int,
+    data: Mapping[str, Any] | None,
+    data_dir: str | Path | None,
+    skip_bad: bool,
+    on_data_progress: Callable[[str, int, int], None] | None,
+) -> Prepared:
+    """Resolve and check all that a training needs; see `train` for the arguments. Nothing is written.
+
+    Raises:
+        BadInputError: Something cannot be served.
+    """
+    found, origin = find_recipe(recipe)
+    resolved = with_overrides(found, variant, overrides)
+    if skip_bad:
+        resolved = replace(resolved, data=replace(resolved.data, skip_bad=True))
+    check_seed(seed)
+    _check_target(resolved)
+    device = apply_machine_settings(plan)
+    dataset = load_data(resolved, data, data_dir=data_dir, seed=seed, on_progress=on_data_progress)
+    record = RunRecord(
+        recipe=resolved,
+        origin=origin,
+        spec=model_spec(resolved, dataset.info),
+        info=dataset.info,
+        preprocessing=preprocessing_of(resolved, dataset),
+        data_handed_over=data is not None,
+        seed=seed,
+        variant=variant,
+    )
+    seed_everything(seed)
+    model = _build_model(record, device, plan)
+    loaders = make_loaders(dataset, resolved, plan, device, seed)
+    if resolved.patience is not None and loaders.monitor_split == "test":
+        raise ConfigError(
+            "patience needs a validation split: the test split must not choose when to stop",
+            received=f"patience={resolved.patience} and no validation split",
+            hint="--set data.validation_fraction=0.1 holds one out",
+        )
+    _check_model(model, loaders, dataset.info.num_classes)
+    return Prepared(record=record, dataset=dataset, model=model, loaders=loaders, plan=plan, device=device, seed=seed)
+
+
+def apply_machine_settings(plan: Plan) -> torch.device:
+    """Set the threads and matrix precision of a plan, and give its device."""
+    if plan.num_threads is not None:
+        torch.set_num_threads(plan.num_threads)
+    torch.set_float32_matmul_precision("high" if plan.precision == "tf32" else "highest")
+    if plan.device != "auto":
+        return torch.device(plan.device)
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return accelerator or torch.device("cpu")
+
+
+def _build_model(record: RunRecord, device: torch.device, plan: Plan) -> nn.Module:
+    record.spec.find_factory()  # a model that other processes cannot make again is refused now, not after training
+    model = record.spec.make(record.recipe.model)
+    # Layouts are for images: converting 2-D weights does nothing, and 3-D data have no such layout.
+    layout = torch.channels_last if plan.memory_format == "channels_last" else torch.contiguous_format
+    converted: nn.Module = model.to(device).to(memory_format=layout)  # type: ignore[call-overload]
+    return converted
+
+
+@torch.no_grad()
+def _check_model(model: nn.Module, loaders: Loaders, num_classes: int) -> None:
+    """Refuse a model that does not take the data or give logits, before anything is written."""
+    inputs = loaders.first_samples()[0][:2]
+    # The largest label stands for all: a model with too few outputs would fail at the first sample that has it.
+    labels = torch.full((len(inputs),), num_classes - 1)
+    model.eval()
+    try:
+        outputs = model(inputs)
+    except Exception as error:
+        raise ConfigError(
+            f"the model must take inputs of shape (N, {', '.join(map(str, inputs.shape[1:]))})",
+            received=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
+            hint="change the model, or model_args and data.image_size",
+        ) from error
+    model.train()
+    if check_logits(outputs, labels).shape[1] != num_classes:
+        raise ConfigError(
+            "a recipe's model must have one output for each class",
+            received=f"{outputs.shape[1]} outputs and {num_classes} classes",
+            hint=f"set model_args.num_classes={num_classes}",
+        )
+
+
+def _check_target(recipe: Recipe) -> None:
+    for name, goal in recipe.target.items():
+        if name not in TARGET_METRICS:
+            raise UnknownNameError("a target's metric", name, TARGET_METRICS)
+        if name == "accuracy" and not 0 < goal <= 1:
+            raise ConfigError(
+                "a target accuracy must lie above 0 and at most 1", received=goal, hint="for example accuracy=0.99"
+            )

@@ -1,0 +1,223 @@
+"""`tune`: the fastest training plan of a recipe, or of a model of the user's own, and nothing else."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+
+from upshift.core import environment
+from upshift.core.limits import known_limits
+from upshift.core.records import RunFolder
+from upshift.core.reference import refuse_while_importing
+from upshift.errors import ConfigError, Interrupted, StorageError, TrainingInterrupted
+from upshift.recipes.recipe import Recipe
+from upshift.training.rng import seed_everything
+from upshift.tuning.config import TunerConfig
+from upshift.tuning.live import TuningDone
+from upshift.tuning.own_loop import OwnLoop
+from upshift.tuning.plan import BASELINE, Plan
+from upshift.tuning.tuner import Tuner
+from upshift.tuning.undisturbed import undisturbed
+from upshift.workflows.arguments import verb
+from upshift.workflows.live_tuning import LiveTuning, fast_dtypes, start_tuning
+from upshift.workflows.preparation import Prepared, prepare_training, torch_settings_put_back
+
+MAX_STEPS = 10_000_000
+
+
+@dataclass(frozen=True)
+class TunedPlan:
+    """What `tune` found.
+
+    Attributes:
+        plan: The plan, with the trials that it was chosen by.
+        speedup: Of a step, beside the plain plan.
+        notes: What the user should know.
+        result: All of it for scripts: {"recipe", "plan", "tuning", "speedup", "path", "notes"}.
+    """
+
+    plan: Plan
+    speedup: float
+    notes: tuple[str, ...]
+    result: dict[str, Any]
+
+    def apply(self, model: nn.Module, optimizer: Any = None, loader: Any = None) -> tuple[nn.Module, Any, Any]:
+        """Make a loop of your own execute like this; see `Plan.apply`."""
+        return self.plan.apply(model, optimizer, loader)
+
+
+@verb
+@torch_settings_put_back()
+def tune(
+    recipe: str | Path | Recipe | None = None,
+    *,
+    model: nn.Module | None = None,
+    loss: Callable[[Any, Any], torch.Tensor] | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
+    variant: str | None = None,
+    overrides: Sequence[str] = (),
+    seed: int = 0,
+    out: str | Path | None = None,
+    budget_seconds: float | None = None,
+    data: Mapping[str, Any] | Iterable[Any] | Dataset[Any] | None = None,
+    data_dir: str | Path | None = None,
+    skip_bad: bool = False,
+    on_data_progress: Callable[[str, int, int], None] | None = None,
+    on_trial: Callable[[str], None] | None = None,
+) -> TunedPlan:
+    """Find the fastest plan of training steps on this machine, by making some of them.
+
+    Of a recipe, the steps are those of its training; the weights that they come to are thrown away. Of a model of your
+    own, they are made with a copy of it, your loss, and batches of your loader. Every candidate is tried, whatever it
+    costs: the plan is for as many trainings as it is used for.
+
+    Args:
+        recipe: A built-in name, a Python file, "package.module:RECIPE", or a `Recipe`.
+        model: Instead of a recipe: a model, in whose place a copy is trained.
+        loss: Of (outputs, targets), a mean over the batch; None takes `outputs.loss`.
+        optimizer: Of the model's parameters; plain SGD when None.
+        variant: One of the recipe's variants.
+        overrides: Fields of the recipe to change.
+        seed: Of weights, order and augmentation.
+        out: The plan file to write; None writes none.
+        budget_seconds: Begin no further candidate after this long.
+        data: With a recipe, torch datasets to use instead of its own, see `train`. With a model, a DataLoader or
+            another iterable of batches: (inputs, targets), or a mapping of named inputs.
+        data_dir: Where named datasets are looked for.
+        skip_bad: Leave bad rows of the data out.
+        on_data_progress: Called with (description, done, total) while data are packed.
+        on_trial: Called with a line of text for each candidate.
+
+    Raises:
+        BadInputError: Something of the above cannot be served; nothing was written.
+        Interrupted: Stopped by a signal; the best plan so far is in `out`.
+    """
+    refuse_while_importing("tune")
+    if (recipe is None) == (model is None):
+        raise ConfigError(
+            "tune takes a recipe or a model",
+            received="both" if recipe is not None else "neither",
+            hint='tune("digits"), or tune(model=model, loss=loss, data=loader)',
+        )
+    path = _plan_file(out)
+    if budget_seconds is not None and budget_seconds <= 0:
+        raise ConfigError("budget must be above 0 seconds", received=budget_seconds, hint="leave it out for no limit")
+    config = TunerConfig(stop_when_done=True, budget_seconds=budget_seconds, seed=seed)
+    if model is not None:
+        return _tune_model(model, loss, optimizer, data, config, path, on_trial)
+    assert recipe is not None
+    if data is not None and not isinstance(data, Mapping):
+        raise ConfigError(
+            "with a recipe, data must be a mapping of datasets",
+            received=type(data).__name__,
+            hint='data={"train": train_dataset, "test": test_dataset}',
+        )
+    prepared = prepare_training(
+        recipe,
+        variant=variant,
+        overrides=overrides,
+        plan=BASELINE,
+        seed=seed,
+        data=data,
+        data_dir=data_dir,
+        skip_bad=skip_bad,
+        on_data_progress=on_data_progress,
+    )
+    tuning = start_tuning(prepared, config=config, use_cache=False)
+    _tell_trials(tuning.tuner, on_trial)
+    stopped = _make_steps(prepared, tuning)
+    tuning.remember()
+    result = {"recipe": prepared.recipe.name, "tuning": tuning.to_json(), "notes": tuning.notes}
+    return _result(result, tuning.plan(), tuning.tuner, path, stopped)
+
+
+def _plan_file(out: str | Path | None) -> Path | None:
+    if out is None:
+        return None
+    path = Path(out)
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise StorageError(
+            "a plan is written as a file into a folder that exists", received=path, hint="for example --out plan.json"
+        )
+    return path
+
+
+def _tell_trials(tuner: Tuner, on_trial: Callable[[str], None] | None) -> None:
+    if on_trial is not None:
+        tuner.on_trial = lambda trial: on_trial(str(trial))
+
+
+def _make_steps(prepared: Prepared, tuning: LiveTuning) -> str | None:
+    """Train until the tuner is done; gives the signal that stopped it, if one did."""
+    endless = replace(
+        prepared.recipe,
+        epochs=MAX_STEPS,
+        max_steps=None,
+        evaluate_every=MAX_STEPS,
+        patience=None,
+        target={},
+        stages=(),
+        checkpoint_every_steps=None,
+        checkpoint_every_minutes=None,
+    )
+    trainer = replace(prepared, record=replace(prepared.record, recipe=endless)).trainer(tuning.tuner)
+    seed_everything(prepared.seed)
+    with tempfile.TemporaryDirectory(prefix="upshift-tune-") as folder:
+        try:
+            trainer.train(RunFolder(Path(folder)))
+        except TuningDone:
+            return None
+        except TrainingInterrupted as error:
+            return str(error).split(" after ")[0]
+    return None
+
+
+def _tune_model(
+    model: nn.Module,
+    loss: Callable[[Any, Any], torch.Tensor] | None,
+    optimizer: torch.optim.Optimizer | None,
+    data: Any,
+    config: TunerConfig,
+    path: Path | None,
+    on_trial: Callable[[str], None] | None,
+) -> TunedPlan:
+    if data is None:
+        raise ConfigError(
+            "a model is tuned on data", received="none", hint="data=DataLoader(...), or a list of batches"
+        )
+    stopped = None
+    description = environment.describe()  # now: a plan may change the number of threads
+    with undisturbed(data):
+        seed_everything(config.seed)
+        loop = OwnLoop(model, loss, data, optimizer)
+        tuner = Tuner(
+            loop.plan, job=loop.job(fast_dtypes(known_limits(loop.device))), loader_for=loop.loader_for, config=config
+        )
+        _tell_trials(tuner, on_trial)
+        try:
+            loop.run(tuner)
+        except TuningDone:
+            pass
+        except KeyboardInterrupt:
+            stopped = "stopped by SIGINT"
+    trials = tuple(trial.to_json() for trial in tuner.trials)
+    plan = replace(tuner.plan, environment=description, trials=trials)
+    result = {"recipe": None, "tuning": None, "notes": [*tuner.notes, *loop.notes]}
+    return _result(result, plan, tuner, path, stopped)
+
+
+def _result(about: dict[str, Any], plan: Plan, tuner: Tuner, path: Path | None, stopped: str | None) -> TunedPlan:
+    if path is not None:
+        plan.save(path)
+    if stopped is not None:
+        kept = f"the best plan so far is in {path}" if path is not None else "no --out was given, so none is kept"
+        raise Interrupted(f"tuning was {stopped}; {kept}")
+    where = {"plan": plan.to_json(), "speedup": tuner.speedup, "path": str(path) if path is not None else None}
+    return TunedPlan(plan, tuner.speedup, tuple(about["notes"]), about | where)
