@@ -1,0 +1,44 @@
+"""A recipe whose steps are slow unless its convolutions are laid out channels last."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from torch import nn
+
+from upshift import DataConfig, OptimizerConfig, Recipe
+
+
+class Sleeping(nn.Module):
+    """Convolutions, batch norm and dropout, and a nap in one of the two layouts.
+
+    Args:
+        seconds: That it sleeps, each training step.
+        in_channels_last: Whether it is that layout in which it sleeps.
+    """
+
+    def __init__(self, num_classes: int = 10, seconds: float = 0.006, in_channels_last: bool = False) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 8, 3, padding=1)
+        self.norm = nn.BatchNorm2d(8)
+        self.conv = nn.Conv2d(8, 8, 3, padding=1)
+        self.dropout = nn.Dropout(0.2)
+        self.head = nn.Linear(8, num_classes)
+        self.seconds, self.in_channels_last = seconds, in_channels_last
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        if self.training and self.conv.weight.is_contiguous() != self.in_channels_last:
+            time.sleep(self.seconds)
+        features = self.conv(torch.relu(self.norm(self.stem(images))))
+        return self.head(self.dropout(features.mean((2, 3))))
+
+
+RECIPE = Recipe(
+    name="sleeping",
+    model=Sleeping,
+    data=DataConfig(source="digits"),
+    epochs=20,
+    log_every=1,
+    optimizer=OptimizerConfig(lr=0.002, momentum=0.9),
+)

@@ -1,0 +1,164 @@
+"""Each benchmark runs from its command line, on tiny data, and prints what a person and a script can read."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[2]
+BENCHMARKS = ROOT / "benchmarks"
+SCRIPTS = sorted(path.name for path in BENCHMARKS.glob("bench_*.py"))
+
+
+def write_images(path: Path, num_rows: int, mode: str, side: int) -> None:
+    """A split in the layout of the hub, whose ten classes can be told apart by brightness."""
+    rng = np.random.default_rng(num_rows)
+    rows = []
+    for index in range(num_rows):
+        label = index % 10
+        shape = (side, side) if mode == "L" else (side, side, 3)
+        pixels = (label * 22 + rng.integers(0, 40, shape)).astype(np.uint8)
+        stream = io.BytesIO()
+        Image.fromarray(pixels).save(stream, "PNG")
+        rows.append({"image": {"bytes": stream.getvalue(), "path": None}, "label": label})
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    table = pa.table({"image": pa.array([row["image"] for row in rows], kind), "label": [row["label"] for row in rows]})
+    features = {
+        "image": {"_type": "Image"},
+        "label": {"_type": "ClassLabel", "names": [str(index) for index in range(10)]},
+    }
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table.replace_schema_metadata(metadata), path)
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    for name, mode, side in (("mnist", "L", 28), ("cifar10", "RGB", 32)):
+        write_images(folder / name / "train.parquet", 260, mode, side)
+        write_images(folder / name / "test.parquet", 60, mode, side)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+def run_script(name: str, cache: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "UPSHIFT_CACHE_DIR": str(cache), "OMP_NUM_THREADS": "1"}
+    environment.pop("UPSHIFT_DATA_DIR", None)
+    return subprocess.run(
+        [sys.executable, str(BENCHMARKS / name), *arguments],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=cache,
+        check=False,
+    )
+
+
+def parsed(finished: subprocess.CompletedProcess[str]) -> tuple[list[str], dict[str, Any]]:
+    """The lines before the last, and the last as JSON."""
+    assert finished.returncode == 0, finished.stderr
+    *lines, last = finished.stdout.rstrip("\n").split("\n")
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    return lines, json.loads(last, parse_constant=refuse)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_help_tells_the_claim_and_the_common_options(name: str, tmp_path: Path) -> None:
+    finished = run_script(name, tmp_path, "--help")
+    assert finished.returncode == 0, finished.stderr
+    for option in ("--quick", "--rounds", "--results"):
+        assert option in finished.stdout
+
+
+def test_startup_prints_a_table_and_one_line_of_json(tmp_path: Path) -> None:
+    lines, document = parsed(run_script("bench_startup.py", tmp_path, "--quick"))
+    assert any("upshift --help" in line for line in lines)
+    assert set(document) == {"claim", "quick", "aims", "summary", "commit", "environment"}
+    assert document["summary"]["upshift --help"]["median_seconds"] > 0
+    assert document["aims"] == {"upshift --help under 0.3 s": None}  # nothing is claimed by a quick trial
+
+
+@pytest.mark.slow
+def test_training_throughput_trains_every_contender_to_about_the_same_loss(data_dir: Path, cache_dir: Path) -> None:
+    script = ("bench_training_throughput.py", cache_dir, "--quick", "--data-dir", str(data_dir))
+    lines, document = parsed(run_script(*script))
+    for recipe in ("mnist-mlp", "cifar10-simplecnn"):
+        contenders = document["summary"][recipe]
+        assert {"the articles' loop", "resident tensors, by hand", "upshift"} <= set(contenders)
+        expected = contenders["the articles' loop"]["mean_loss"]
+        for facts in contenders.values():
+            assert facts["samples_per_second"] > 0
+            assert math.isclose(facts["mean_loss"], expected, rel_tol=0.1)
+    assert any(line.startswith("upshift ") for line in lines)
+
+
+@pytest.mark.slow
+def test_overhead_compares_the_trainer_with_a_bare_loop(data_dir: Path, cache_dir: Path) -> None:
+    lines, document = parsed(run_script("bench_overhead.py", cache_dir, "--quick", "--data-dir", str(data_dir)))
+    assert any(line.startswith("bare loop") for line in lines)
+    assert len(document["summary"]["overhead"]) == 3
+
+
+@pytest.mark.slow
+def test_time_to_accuracy_keeps_what_it_has_measured(data_dir: Path, cache_dir: Path, tmp_path: Path) -> None:
+    script = ("bench_time_to_accuracy.py", cache_dir, "--quick", "--data-dir", str(data_dir))
+    results = ("--results", str(tmp_path))
+    _, first = parsed(run_script(*script, *results, "--recipe", "mnist-mlp"))
+    (written,) = tmp_path.glob("time-to-accuracy-*-torch*.json")
+    _, second = parsed(run_script(*script, *results, "--recipe", "cifar10-simplecnn"))
+    assert set(second["summary"]) == {"mnist-mlp", "cifar10-simplecnn"}
+    assert second["summary"]["mnist-mlp"] == first["summary"]["mnist-mlp"]
+    run = json.loads(written.read_text())["rounds"]["mnist-mlp seed 0"]
+    assert run["baseline"]["epochs"] == 2
+    assert (run["ratio"] is None) == (run["fast"]["time_to_target_seconds"] is None)
+
+
+@pytest.mark.slow
+def test_inference_shows_every_candidate_with_its_verdict(data_dir: Path, cache_dir: Path, tmp_path: Path) -> None:
+    script = ("bench_inference.py", cache_dir, "--quick", "--data-dir", str(data_dir), "--results", str(tmp_path))
+    lines, document = parsed(run_script(*script))
+    assert sum("chosen" in line for line in lines) == 2
+    for found in document["summary"].values():
+        assert {candidate["name"] for candidate in found["candidates"]} == {"eager", "onnxruntime"}
+    (written,) = tmp_path.glob("inference-*.json")
+    assert all(rounds for rounds in json.loads(written.read_text())["rounds"].values())
+
+
+def test_results_become_a_page_between_its_marks(tmp_path: Path) -> None:
+    run_script("bench_startup.py", tmp_path, "--quick", "--results", str(tmp_path / "results"))
+    page = tmp_path / "page.md"
+    page.write_text((BENCHMARKS / "README.md").read_text(encoding="utf-8"), encoding="utf-8")
+    write = ("table.py", tmp_path, "--results", str(tmp_path / "results"), "--write", str(page))
+    assert run_script(*write).returncode == 0
+    once = page.read_text(encoding="utf-8")
+    assert "### Start-up" in once and "| upshift --help |" in once and "No results yet" not in once
+    assert run_script(*write).returncode == 0
+    assert page.read_text(encoding="utf-8") == once
+
+
+def test_a_page_without_marks_is_refused(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("# nothing here\n", encoding="utf-8")
+    finished = run_script("table.py", tmp_path, "--results", str(tmp_path), "--write", str(page))
+    assert finished.returncode == 1
+    assert page.read_text(encoding="utf-8") == "# nothing here\n"

@@ -1,0 +1,148 @@
+"""Gradients that are the same but for round-off pass; all else is caught, on real models."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from upshift.training.config import OptimizerConfig, TrainingConfig
+from upshift.training.loss import CrossEntropy
+from upshift.training.optimizers import build_optimizer
+from upshift.training.step import TrainingStep
+from upshift.tuning.fidelity import NOISE_SHARE, Reference
+from upshift.tuning.plan import Plan
+
+BATCH, CLASSES = 32, 10
+
+
+class Deep(nn.Module):
+    """Convolutions, batch norm and dropout, deep enough to amplify round-off."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers: list[nn.Module] = [nn.Conv2d(3, 16, 3, padding=1)]
+        for _ in range(6):
+            layers += [nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1)]
+        self.features = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Dropout(0.2))
+        self.head = nn.Linear(64, CLASSES)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.head(self.features(images))
+
+
+class Trained:
+    """A model some steps into its training, and a batch."""
+
+    def __init__(self, plan: Plan | None = None, seed: int = 0, batch: int = BATCH) -> None:
+        torch.manual_seed(seed)
+        self.model = Deep()
+        config = TrainingConfig(batch_size=batch, optimizer=OptimizerConfig(lr=0.05, momentum=0.9))
+        optimizer = build_optimizer(self.model, config.optimizer, fused=True)
+        self.step = TrainingStep(self.model, CrossEntropy(), optimizer, config, plan or Plan(), torch.device("cpu"))
+        for _ in range(3):
+            self.step(torch.randn(batch, 3, 8, 8), torch.randint(0, CLASSES, (batch,)))
+        self.inputs, self.labels = torch.randn(batch, 3, 8, 8), torch.randint(0, CLASSES, (batch,))
+
+    def reference(self) -> Reference:
+        self.step.execute(Plan())
+        return Reference(self.model, self.step.gradients, self.inputs, self.labels)
+
+    def gradients(self, plan: Plan | None = None) -> list[torch.Tensor]:
+        self.step.execute(plan or Plan())
+        return self.step.gradients(self.inputs, self.labels)
+
+    def state(self) -> list[torch.Tensor]:
+        return [tensor.clone() for tensor in self.model.state_dict().values()]
+
+
+def test_asking_for_gradients_changes_nothing_that_training_depends_on() -> None:
+    trained = Trained()
+    before, generator = trained.state(), torch.get_rng_state()
+    trained.reference()
+    trained.gradients(Plan(memory_format="channels_last"))
+    assert all(torch.equal(a, b) for a, b in zip(before, trained.state(), strict=True))
+    assert torch.equal(generator, torch.get_rng_state())
+    assert all(parameter.grad is None for parameter in trained.model.parameters())
+
+
+@pytest.mark.parametrize(
+    "changes", [{"memory_format": "channels_last"}, {"num_threads": 1}, {"activation_checkpointing": True}]
+)
+def test_the_same_mathematics_in_another_order_passes(changes: dict[str, object]) -> None:
+    for seed in range(3):
+        trained = Trained(seed=seed)
+        reference = trained.reference()
+        fidelity = reference.judge(trained.gradients(replace(Plan(), **changes)), same_mathematics=True)
+        assert fidelity.reason is None, fidelity
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scope", ["whole", "regional"])
+def test_a_compiled_model_with_dropout_passes_as_it_draws_the_same_masks(scope: str) -> None:
+    trained = Trained()
+    fidelity = trained.reference().judge(trained.gradients(Plan(compile=scope)), same_mathematics=True)
+    assert fidelity.reason is None, fidelity
+
+
+def test_a_thousandth_more_of_the_largest_gradient_is_caught() -> None:
+    trained = Trained()
+    reference = trained.reference()
+    largest = max(range(5), key=lambda index: float(trained.gradients()[index].norm()))
+    wrong = trained.gradients()
+    wrong[largest] = wrong[largest] * 1.001
+    fidelity = reference.judge(wrong, same_mathematics=True)
+    assert fidelity.reason is not None and "more than round-off" in fidelity.reason
+
+
+@pytest.mark.parametrize("fault", ["nan", "missing", "other dropout"])
+def test_gradients_that_are_not_those_of_the_batch_are_refused(fault: str) -> None:
+    trained = Trained()
+    reference = trained.reference()
+    wrong = trained.gradients()
+    if fault == "nan":
+        wrong[0] = wrong[0] * float("nan")
+    elif fault == "missing":
+        wrong = wrong[1:]
+    else:
+        torch.manual_seed(99)
+        wrong = trained.gradients()
+    assert reference.judge(wrong, same_mathematics=True).reason is not None
+
+
+@settings(max_examples=25, deadline=None)
+@given(share=st.floats(0.0001, 0.95 * NOISE_SHARE) | st.floats(1.05 * NOISE_SHARE, 0.5))
+def test_changed_numerics_pass_by_the_variance_that_they_add(share: float) -> None:
+    trained = Trained()
+    reference = trained.reference()
+    assert reference.noise is not None
+    plain = trained.gradients()
+    norm = torch.cat([gradient.flatten() for gradient in plain]).norm()
+    noise = [torch.randn(gradient.shape, generator=torch.Generator().manual_seed(1)) for gradient in plain]
+    size = torch.cat([part.flatten() for part in noise]).norm()
+    wanted = share**0.5 * reference.noise * norm / size
+    fidelity = reference.judge(
+        [gradient + wanted * part for gradient, part in zip(plain, noise, strict=True)], same_mathematics=False
+    )
+    assert (fidelity.error / reference.noise) ** 2 == pytest.approx(share, rel=0.01)
+    assert (fidelity.reason is None) == (share < NOISE_SHARE)
+
+
+def test_one_sample_a_batch_proves_nothing_about_changed_numerics() -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(4, CLASSES)
+    config = TrainingConfig(batch_size=1)
+    step = TrainingStep(
+        model, CrossEntropy(), build_optimizer(model, config.optimizer), config, Plan(), torch.device("cpu")
+    )
+    inputs, labels = torch.randn(1, 4), torch.randint(0, CLASSES, (1,))
+    reference = Reference(model, step.gradients, inputs, labels)
+    assert reference.noise is None
+    assert reference.judge(step.gradients(inputs, labels), same_mathematics=True).reason is None
+    assert "no half of a batch can be taken" in (
+        reference.judge(step.gradients(inputs, labels), same_mathematics=False).reason or ""
+    )

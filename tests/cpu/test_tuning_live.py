@@ -1,0 +1,279 @@
+"""Runs that tune themselves: what they record, what they remember, and what a bad memory does to them: nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from live_trainings import assert_same_losses
+from safetensors.torch import load_file
+from sleeping_recipe import RECIPE
+
+from upshift import Plan, train
+from upshift.core.cache import TuningCache
+from upshift.core.environment import describe
+from upshift.core.files import cache_folder
+from upshift.tuning.plan import BASELINE, load_plan
+
+AUGMENTED = ("augment.crop_padding=1", "augment.rotation_degrees=10")
+QUICK = ("model_args.seconds=0.0", "epochs=6")
+
+
+@pytest.fixture
+def no_memory() -> Iterator[Path]:
+    """The tuner's cache, empty before and after."""
+    folder = cache_folder() / "tuning-v1"
+    shutil.rmtree(folder, ignore_errors=True)
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.unlink(missing_ok=True)
+
+
+def run(out: Path, *overrides: str, plan: Any = "auto", **arguments: Any) -> dict[str, Any]:
+    return train(RECIPE, overrides=overrides, out=out, plan=plan, **arguments).result
+
+
+def losses(out: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def trials(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {trial["name"]: trial for trial in result["plan"]["trials"]}
+
+
+# Records
+
+
+def test_a_run_records_what_tuning_came_to(tmp_path: Path, no_memory: Path) -> None:
+    out = tmp_path / "tuned"
+    result = run(out)
+    trial = trials(result)["channels_last"]
+    assert trial["verdict"] == "adopted"
+    low, high = trial["speedup_interval"]
+    assert 1.0 < low <= trial["speedup"] <= high and trial["gradient_error"] < 1e-3
+    assert result["plan"]["memory_format"] == "channels_last"
+    tuning = result["tuning"]
+    assert tuning["complete"] is True and tuning["from_cache"] is False
+    assert tuning["net_seconds"] == pytest.approx(tuning["saved_seconds"] - tuning["seconds"])
+    assert tuning["step_seconds"] < tuning["first_step_seconds"]
+    lines = [json.loads(line) for line in (out / "trials.jsonl").read_text().splitlines()]
+    assert [line.pop("of") for line in lines] == ["training"] * len(lines)
+    assert lines == result["plan"]["trials"] == json.loads((out / "plan.json").read_text())["trials"]
+    assert load_plan(out / "plan.json").memory_format == "channels_last"
+    assert result == json.loads((out / "result.json").read_text())
+    assert result["command"][-2:] == ["--plan", "auto"] or result["command"] == []
+
+
+def test_a_run_that_tuned_learns_what_one_that_did_not_learns(tmp_path: Path, no_memory: Path) -> None:
+    found = run(tmp_path / "tuned", *AUGMENTED)
+    plain = run(tmp_path / "plain", *AUGMENTED, "model_args.seconds=0.0", plan="baseline")
+    assert trials(found)["channels_last"]["verdict"] == "adopted" and plain["tuning"] is None
+    assert_same_losses(losses(tmp_path / "tuned"), losses(tmp_path / "plain"))
+    assert found["steps"] == plain["steps"]
+    assert list(load_file(tmp_path / "tuned/model.safetensors")) == list(
+        load_file(tmp_path / "plain/model.safetensors")
+    )
+
+
+def test_settings_of_the_process_are_those_from_before(tmp_path: Path, no_memory: Path) -> None:
+    threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        run(tmp_path / "run", *QUICK, "epochs=1", plan=Plan(num_threads=threads + 1))
+        assert torch.get_num_threads() == threads
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(precision)
+
+
+# Memory
+
+
+def test_a_second_run_begins_with_the_plan_of_the_first(tmp_path: Path, no_memory: Path) -> None:
+    run(tmp_path / "first")
+    edited(no_memory, step_seconds=10.0)  # so that no load of this machine makes steps slower than remembered
+    second = run(tmp_path / "second")
+    assert second["tuning"]["from_cache"] is True
+    assert second["plan"]["memory_format"] == "channels_last"
+    (trial,) = second["plan"]["trials"]
+    assert "known from an earlier run" in trial["name"] and trial["verdict"] == "adopted"
+    assert_same_losses(losses(tmp_path / "second"), losses(tmp_path / "first"))
+
+
+def test_another_job_does_not_begin_with_it(tmp_path: Path, no_memory: Path) -> None:
+    run(tmp_path / "first", *QUICK)
+    other = run(tmp_path / "other", *QUICK, "batch_size=32")
+    assert other["tuning"]["from_cache"] is False
+
+
+def edited(no_memory: Path, **changes: Any) -> None:
+    """Change the remembered plan, as someone would who knows its format."""
+    (path,) = no_memory.glob("*/plans/*.json")
+    envelope = json.loads(path.read_text())
+    TuningCache().save_plan(envelope["environment"], envelope["subject"], envelope["content"] | changes)
+
+
+def test_a_run_whose_steps_are_slower_than_remembered_tunes_again(tmp_path: Path, no_memory: Path) -> None:
+    run(tmp_path / "first", *QUICK)
+    edited(no_memory, plan=Plan(memory_format="channels_last").to_json(), step_seconds=1e-5, speedup=3.0)
+    second = run(tmp_path / "second")
+    assert any("slower than when the plan was found" in note for note in second["notes"])
+    assert second["plan"]["memory_format"] == "channels_last"
+    trial = next(trial for trial in second["plan"]["trials"] if trial["verdict"] == "adopted")
+    assert trial["num_rounds"] > 0
+    (path,) = no_memory.glob("*/plans/*.json")
+    remembered = json.loads(path.read_text())["content"]
+    assert remembered["step_seconds"] == second["tuning"]["step_seconds"], "in the place of what was remembered"
+
+
+@pytest.fixture(scope="module")
+def remembered(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The document that a run of the quick job leaves, with its keys."""
+    folder = cache_folder() / "tuning-v1"
+    shutil.rmtree(folder, ignore_errors=True)
+    run(tmp_path_factory.mktemp("remembered") / "run", *QUICK)
+    (path,) = folder.glob("*/plans/*.json")
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
+
+
+GOOD = {"step_seconds": 1.0, "data_seconds": 0.0, "speedup": 2.0, "build_seconds": 0.0}
+BAD_DOCUMENTS: dict[str, dict[str, Any]] = {
+    "empty": {},
+    "no plan": GOOD,
+    "a plan that is none": GOOD | {"plan": [1, 2]},
+    "an unknown field": GOOD | {"plan": BASELINE.to_json() | {"speed": "ludicrous"}},
+    "a field of another type": GOOD | {"plan": BASELINE.to_json() | {"num_threads": "two"}},
+    "a newer version": GOOD | {"plan": BASELINE.to_json() | {"version": 99, "memory_format": "channels_last"}},
+    "for another device": GOOD | {"plan": BASELINE.to_json() | {"device": "cuda", "memory_format": "channels_last"}},
+    "for another precision": GOOD | {"plan": BASELINE.to_json() | {"precision": "tf32"}},
+    "nothing where seconds should be": GOOD | {"plan": BASELINE.to_json(), "step_seconds": None},
+    "text where seconds should be": GOOD | {"plan": BASELINE.to_json(), "step_seconds": "nan"},
+    "seconds below 0": GOOD | {"plan": BASELINE.to_json(), "step_seconds": -1.0},
+    "a huge number": GOOD | {"plan": BASELINE.to_json(), "speedup": 10**400},
+    "a speedup of 0": GOOD | {"plan": BASELINE.to_json(), "speedup": 0},
+    "building below 0": GOOD | {"plan": BASELINE.to_json(), "build_seconds": -5.0},
+    "trials that are none": GOOD | {"plan": BASELINE.to_json() | {"trials": ["adopted", 3]}},
+}
+
+
+@pytest.mark.parametrize("what", BAD_DOCUMENTS)
+def test_a_memory_of_nonsense_is_ignored(
+    what: str, remembered: dict[str, Any], tmp_path: Path, no_memory: Path
+) -> None:
+    if torch.cuda.is_available() and what.startswith("for another"):
+        pytest.skip("this machine has CUDA")
+    cache = TuningCache()
+    cache.save_plan(remembered["environment"], remembered["subject"], BAD_DOCUMENTS[what])
+    cache.add_trials(
+        remembered["environment"],
+        [{"compile": "whole", "build_seconds": "x", "num_operators": -1}, {"compile": 3}, {}],
+    )
+    result = run(tmp_path / "run", *QUICK)
+    assert result["tuning"]["from_cache"] is False and result["steps"] == 138
+
+
+RAW = {
+    "empty": b"",
+    "cut short": b'{"version": 1, "ki',
+    "not a number": b'{"version": 1, "content": {"step_seconds": NaN}}',
+    "no object": b"[1]",
+    "no text": b"\xff\xfe\x00",
+    "of another job": b'{"version": 1, "kind": "plans", "environment": "x", "subject": "y", "content": {}}',
+}
+
+
+@pytest.mark.parametrize("what", RAW)
+def test_a_damaged_memory_is_ignored_with_a_note(
+    what: str, remembered: dict[str, Any], tmp_path: Path, no_memory: Path
+) -> None:
+    path = no_memory / remembered["environment"] / "plans" / f"{remembered['subject']}.json"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(RAW[what])
+    result = run(tmp_path / "run", *QUICK)
+    assert result["tuning"]["from_cache"] is False and result["steps"] == 138
+    assert any("damaged" in note for note in result["notes"])
+
+
+def test_a_file_in_the_place_of_the_memory_is_noted(tmp_path: Path, no_memory: Path) -> None:
+    no_memory.write_text("not a folder")
+    result = run(tmp_path / "run", *QUICK)
+    assert result["steps"] == 138
+    assert any("could not be written" in note for note in result["notes"])
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
+def test_a_memory_that_cannot_be_written_is_noted(tmp_path: Path, no_memory: Path) -> None:
+    no_memory.mkdir()
+    no_memory.chmod(0o555)
+    result = run(tmp_path / "run", *QUICK)
+    assert result["steps"] == 138
+    assert any("could not be written" in note for note in result["notes"])
+
+
+# Plans from elsewhere
+
+
+def elsewhere(path: Path, environment: Any, **fields: Any) -> Path:
+    """A plan file that was measured on another machine."""
+    path.write_text(json.dumps(BASELINE.to_json() | fields | {"environment": environment}))
+    return path
+
+
+@pytest.mark.parametrize("in_channels_last", [False, True])
+def test_a_plan_of_another_machine_is_raced_and_not_trusted(
+    in_channels_last: bool, tmp_path: Path, no_memory: Path
+) -> None:
+    plan = elsewhere(tmp_path / "plan.json", {"cpu": "another one"}, memory_format="channels_last")
+    sleeps = f"model_args.in_channels_last={str(in_channels_last).lower()}"
+    result = run(tmp_path / "run", sleeps, plan=plan)
+    verdict = "refused" if in_channels_last else "adopted"
+    assert trials(result)["the plan handed over"]["verdict"] == verdict
+    assert result["plan"]["memory_format"] == ("contiguous" if in_channels_last else "channels_last")
+    assert any("measured elsewhere" in note and verdict in note for note in result["notes"])
+    assert result["plan"]["environment"]["cpu"] != "another one"
+
+
+@pytest.mark.parametrize("environment", [{"cpu": None}, {"packages": [1, {"a": []}]}, {"memory_bytes": "much"}])
+def test_a_plan_with_an_environment_of_nonsense_is_raced(environment: Any, tmp_path: Path, no_memory: Path) -> None:
+    plan = elsewhere(tmp_path / "plan.json", environment, memory_format="channels_last")
+    result = run(tmp_path / "run", *QUICK, plan=plan)
+    assert "the plan handed over" in trials(result) and result["steps"] == 138
+
+
+def test_a_plan_without_an_environment_is_the_users_word(tmp_path: Path, no_memory: Path) -> None:
+    plan = elsewhere(tmp_path / "plan.json", {}, memory_format="channels_last")
+    result = run(tmp_path / "run", *QUICK, "epochs=1", plan=plan)
+    assert result["tuning"] is None and result["plan"]["memory_format"] == "channels_last"
+
+
+def test_a_plan_of_this_machine_is_applied_as_it_is(tmp_path: Path, no_memory: Path) -> None:
+    plan = elsewhere(tmp_path / "plan.json", describe(), memory_format="channels_last")
+    result = run(tmp_path / "run", *QUICK, "epochs=1", plan=plan)
+    assert result["tuning"] is None and result["plan"]["memory_format"] == "channels_last"
+
+
+# Exact resume of a plan
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    ['{"name": "sgd", "lr": 0.02, "momentum": 0.9}', '{"name": "adamw", "lr": 0.01}'],
+    ids=["momentum", "adamw"],
+)
+def test_a_run_in_channels_last_is_resumed_bitwise(optimizer: str, tmp_path: Path, no_memory: Path) -> None:
+    plan = Plan(memory_format="channels_last", fused_optimizer=True)
+    options = ("model_args.seconds=0.0", f"optimizer={optimizer}", *AUGMENTED)
+    run(tmp_path / "whole", *options, "max_steps=60", plan=plan)
+    run(tmp_path / "parts", *options, "max_steps=31", plan=plan)
+    second = run(tmp_path / "parts", *options, "max_steps=60", plan=plan, resume=True)
+    assert second["resumed_from_step"] == 31
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+    one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "parts"))
+    assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())

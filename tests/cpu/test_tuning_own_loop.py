@@ -1,0 +1,648 @@
+"""Tuning a model of one's own: models, batches and losses of any shape; what cannot be tuned; what is left behind."""
+
+from __future__ import annotations
+
+import multiprocessing
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+
+import upshift
+from upshift.errors import ConfigError, DataError
+from upshift.tuning.own_loop import OwnLoop
+from upshift.tuning.plan import Plan, load_plan
+
+SAMPLES = 48
+BATCH = 16
+BRIEFLY = 0.05  # seconds: the steps are made and looked into, and no candidate is begun
+
+
+def mlp() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+
+
+def loader(*tensors: torch.Tensor, **settings: Any) -> DataLoader[Any]:
+    tensors = tensors or (torch.randn(SAMPLES, 4), torch.randint(0, 3, (SAMPLES,)))
+    return DataLoader(TensorDataset(*tensors), **({"batch_size": BATCH} | settings))
+
+
+def tune(model: nn.Module, loss: Any = functional.cross_entropy, data: Any = None, **settings: Any) -> Any:
+    data = loader() if data is None else data
+    return upshift.tune(model=model, loss=loss, data=data, **({"budget_seconds": BRIEFLY} | settings))
+
+
+# --- models of any shape ---------------------------------------------------------------------------------
+
+
+class TwoTowers(nn.Module):
+    """Several inputs, and outputs of any kind."""
+
+    def __init__(self, make: Callable[[torch.Tensor, torch.Tensor], Any]) -> None:
+        super().__init__()
+        self.left, self.right = nn.Linear(4, 3), nn.Linear(2, 3)
+        self.make = make
+
+    def forward(self, left: torch.Tensor, right: torch.Tensor) -> Any:
+        return self.make(self.left(left), self.right(right))
+
+
+class Pair(NamedTuple):
+    logits: torch.Tensor
+    other: torch.Tensor
+
+
+@dataclass
+class Outputs:
+    logits: torch.Tensor
+    other: torch.Tensor
+    rank: int = field(init=False, default=0)
+
+    def __post_init__(self) -> None:
+        self.rank = self.logits.dim()
+
+
+class ModelOutput(OrderedDict):  # type: ignore[type-arg]
+    """As those of transformers: a mapping whose values are attributes as well."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+
+def logits_and_other(outputs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    if isinstance(outputs, dict):
+        return outputs["logits"], outputs["other"]
+    if isinstance(outputs, Outputs):
+        return outputs.logits, outputs.other
+    first, second = outputs
+    return first, second
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda left, right: (left, right),
+        lambda left, right: [left, right],
+        lambda left, right: {"logits": left, "other": right},
+        Pair,
+        Outputs,
+        lambda left, right: ModelOutput(logits=left, other=right),
+    ],
+    ids=["tuple", "list", "dict", "namedtuple", "dataclass", "model-output"],
+)
+def test_several_inputs_and_outputs_of_any_kind_reach_model_and_loss_as_they_are(make: Any) -> None:
+    seen = []
+
+    def loss(outputs: Any, targets: torch.Tensor) -> torch.Tensor:
+        seen.append(type(outputs))
+        logits, other = logits_and_other(outputs)
+        return functional.cross_entropy(logits + other, targets)
+
+    data = loader(torch.randn(SAMPLES, 4), torch.randn(SAMPLES, 2), torch.randint(0, 3, (SAMPLES,)))
+    model = TwoTowers(make)
+    tuned = tune(model, loss, data)
+    assert isinstance(tuned.plan, Plan)
+    assert set(seen) == {type(model(torch.randn(2, 4), torch.randn(2, 2)))}
+
+
+def test_inputs_that_are_a_tuple_in_a_pair_are_positional_arguments() -> None:
+    batch = ((torch.randn(BATCH, 4), torch.randn(BATCH, 2)), torch.randint(0, 3, (BATCH,)))
+    tune(TwoTowers(lambda left, right: left + right), data=[batch])
+
+
+class WithLoss(nn.Module):
+    """As a model of transformers: named inputs, and the loss among the outputs."""
+
+    def __init__(self, kind: Callable[..., Any]) -> None:
+        super().__init__()
+        self.net, self.kind = mlp(), kind
+
+    def forward(self, features: torch.Tensor, labels: torch.Tensor) -> Any:
+        logits = self.net(features)
+        return self.kind(loss=functional.cross_entropy(logits, labels), logits=logits)
+
+
+def named(batch: list[Any]) -> dict[str, torch.Tensor]:
+    return {"features": torch.stack([x for x, _ in batch]), "labels": torch.stack([y for _, y in batch])}
+
+
+@pytest.mark.parametrize("kind", [dict, ModelOutput])
+def test_named_inputs_need_no_loss_where_the_outputs_hold_it(kind: Any) -> None:
+    tune(WithLoss(kind), None, loader(collate_fn=named))
+
+
+def test_a_loss_of_named_inputs_gets_the_whole_batch() -> None:
+    keys = set()
+
+    def loss(outputs: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        keys.add(tuple(batch))
+        return functional.cross_entropy(outputs["logits"], batch["labels"])
+
+    tune(WithLoss(dict), loss, loader(collate_fn=named))
+    assert keys == {("features", "labels")}
+
+
+def test_one_tensor_a_batch_is_input_and_target() -> None:
+    coder = nn.Sequential(nn.Linear(4, 2), nn.Linear(2, 4))
+    for data in ([torch.randn(BATCH, 4)] * 2, loader(torch.randn(SAMPLES, 4))):
+        tune(coder, functional.mse_loss, data)
+
+
+@dataclass
+class Graph:
+    nodes: torch.Tensor
+    labels: torch.Tensor
+
+
+class OfGraphs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = mlp()
+
+    def forward(self, graph: Graph) -> torch.Tensor:
+        result: torch.Tensor = self.net(graph.nodes)
+        return result
+
+
+def test_a_batch_that_is_an_object_is_given_to_model_and_loss_as_one() -> None:
+    data = [Graph(torch.randn(BATCH, 4), torch.randint(0, 3, (BATCH,)))]
+    tune(OfGraphs(), lambda outputs, graph: functional.cross_entropy(outputs, graph.labels), data)
+
+
+def test_frozen_parts_are_left_out_of_the_gradients_that_are_compared() -> None:
+    model = mlp()
+    model[0].requires_grad_(False)
+    tuned = tune(model, budget_seconds=2)
+    exact = [trial for trial in tuned.plan.trials if "gradient_error" in trial and trial["tier"] == "A"]
+    assert exact and all(trial["gradient_error"] < 1e-5 for trial in exact)
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Embedding(11, 6), nn.Linear(6, 11, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.head(self.embed(tokens)).flatten(0, 1)
+        return result
+
+
+def test_tied_weights_stay_tied_in_the_copy() -> None:
+    tokens = torch.randint(0, 11, (SAMPLES, 5))
+    model = Tied()
+    loop = OwnLoop(
+        model,
+        lambda outputs, targets: functional.cross_entropy(outputs, targets.flatten()),
+        loader(tokens, tokens),
+        torch.optim.Adam(model.parameters()),
+    )
+    assert loop.model.head.weight is loop.model.embed.weight
+    assert loop.model.head.weight is not model.head.weight
+
+
+class Doubled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        return 2 * gradient
+
+
+class WithFunction(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = mlp()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = Doubled.apply(self.net(x))
+        return result
+
+
+def test_custom_autograd_functions_are_tuned_like_any_other() -> None:
+    tune(WithFunction())
+
+
+def test_float64_models_stay_in_float64() -> None:
+    seen = set()
+
+    def loss(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        seen.add(outputs.dtype)
+        return functional.mse_loss(outputs, targets)
+
+    tune(mlp().double(), loss, loader(torch.randn(SAMPLES, 4).double(), torch.randn(SAMPLES, 3).double()))
+    assert seen == {torch.float64}
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm, self.head = nn.LSTM(4, 6), nn.Linear(6, 3)
+
+    def forward(self, series: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.head(self.lstm(series)[0][-1])
+        return result
+
+
+def test_batches_whose_first_axis_is_time_are_taken_whole() -> None:
+    lengths = [5, 9, 5, 12]  # longer than the first: nothing may be split there
+    data = [(torch.randn(length, 7, 4), torch.randint(0, 3, (7,))) for length in lengths]
+    tuned = tune(Recurrent(), data=data, budget_seconds=2)
+    assert [trial for trial in tuned.plan.trials if trial["verdict"] == "failed"] == []
+
+
+def test_nothing_is_compiled_for_batches_that_change_their_shape() -> None:
+    lengths = [5, 9, 6, 12]
+    data = [(torch.randn(length, 7, 4), torch.randint(0, 3, (7,))) for length in lengths]
+    assert OwnLoop(Recurrent(), functional.cross_entropy, data, None).job().changes_size
+    assert not OwnLoop(mlp(), functional.cross_entropy, loader(), None).job().changes_size
+
+
+def test_a_loss_with_parameters_of_its_own_is_copied_with_the_model() -> None:
+    class Weighted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(()))
+
+        def forward(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+            return functional.cross_entropy(outputs * self.scale, targets)
+
+    model, loss = mlp(), Weighted()
+    tune(model, loss, optimizer=torch.optim.Adam([*model.parameters(), *loss.parameters()]))
+    assert loss.scale.grad is None
+    assert loss.scale.item() == 1.0
+
+
+def test_a_loss_that_is_a_method_of_the_model_becomes_one_of_the_copy() -> None:
+    class SelfJudging(nn.Sequential):
+        def judge(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+            penalty = sum(parameter.square().sum() for parameter in self.parameters())
+            return functional.cross_entropy(outputs, targets) + 0.01 * penalty
+
+    model = SelfJudging(*mlp())
+    tune(model, model.judge)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+class Iterated(IterableDataset):  # type: ignore[type-arg]
+    def __iter__(self) -> Iterator[Any]:
+        generator = torch.Generator().manual_seed(0)
+        for _ in range(SAMPLES):
+            yield torch.randn(4, generator=generator), int(torch.randint(0, 3, (), generator=generator))
+
+
+def test_iterable_datasets_keep_their_workers() -> None:
+    loop = OwnLoop(mlp(), functional.cross_entropy, DataLoader(Iterated(), batch_size=BATCH), None)
+    assert loop.job().data_paths == ()
+    tune(mlp(), data=DataLoader(Iterated(), batch_size=BATCH))
+
+
+def test_endless_generators_are_data() -> None:
+    def endless() -> Iterator[Any]:
+        while True:
+            yield torch.randn(BATCH, 4), torch.randint(0, 3, (BATCH,))
+
+    tune(mlp(), data=endless())
+
+
+@pytest.mark.parametrize("loss", [functional.cross_entropy, lambda outputs, targets: None], ids=["tuned", "refused"])
+def test_workers_of_the_loader_end_with_tuning(loss: Any) -> None:
+    caught = None
+    try:
+        tune(mlp(), loss, loader(num_workers=1, persistent_workers=True))
+    except ConfigError as error:
+        caught = error  # its traceback holds what was under way
+    deadline = time.monotonic() + 30
+    while multiprocessing.active_children() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert multiprocessing.active_children() == []
+    assert (caught is None) == (loss is functional.cross_entropy)
+
+
+class SlowItems(TensorDataset):
+    def __getitem__(self, index: int) -> Any:
+        time.sleep(0.002)
+        return super().__getitem__(index)
+
+
+@pytest.mark.slow
+def test_waiting_for_data_is_answered_by_workers() -> None:
+    data = DataLoader(SlowItems(torch.randn(640, 4), torch.randint(0, 3, (640,))), batch_size=BATCH)
+    tuned = tune(mlp(), data=data, budget_seconds=25)
+    names = {trial["name"]: trial["verdict"] for trial in tuned.plan.trials}
+    assert "adopted" in [verdict for name, verdict in names.items() if "data worker" in name]
+    assert tuned.plan.num_workers > 0
+    _, _, faster = tuned.apply(mlp(), None, data)
+    assert faster.num_workers == tuned.plan.num_workers
+
+
+class PerRow(nn.Module):
+    """Breaks the graph at each call: what it does depends on values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.seen = mlp(), []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if float(x.detach().sum()) > 0:
+            x = x * 1.5
+        result: torch.Tensor = self.net(torch.sin(x))
+        print(end="")
+        return torch.tanh(result)
+
+
+@pytest.mark.slow
+def test_a_model_that_breaks_the_graph_is_tuned_and_its_breaks_are_counted() -> None:
+    tuned = tune(PerRow(), budget_seconds=120)
+    (compiled,) = [trial for trial in tuned.plan.trials if trial["name"] == "compiled"]
+    assert compiled["verdict"] in ("adopted", "refused")
+    assert compiled["details"]["num_graph_breaks"] >= 1
+
+
+# --- what cannot be tuned ----------------------------------------------------------------------------------
+
+
+def raising(*arguments: Any) -> torch.Tensor:
+    raise RuntimeError("no such thing")
+
+
+@pytest.mark.parametrize(
+    ("loss", "received"),
+    [
+        (lambda o, t: functional.cross_entropy(o, t, reduction="none"), r"a tensor of shape \(16,\)"),
+        (lambda o, t: functional.cross_entropy(o, t).item(), r"received \d+\.\d+"),
+        (lambda o, t: functional.cross_entropy(o.detach(), t), "a loss without gradients"),
+        (lambda o, t: (o.argmax(1) == t).float().mean(), "a loss without gradients"),
+        (lambda o, t: o.mean() * float("nan"), "NaN or infinite"),
+        (raising, "RuntimeError: no such thing"),
+        (None, "outputs of type Tensor without one"),
+    ],
+    ids=["a loss a sample", "a float", "detached", "accuracy", "nan", "raises", "none"],
+)
+def test_a_loss_that_gives_no_gradient_is_refused_by_what_it_gave(loss: Any, received: str) -> None:
+    with pytest.raises(ConfigError, match=received):
+        tune(mlp(), loss)
+
+
+def test_the_error_of_the_users_code_is_the_cause_of_the_refusal() -> None:
+    with pytest.raises(ConfigError) as caught:
+        tune(mlp(), raising)
+    assert isinstance(caught.value.__cause__, RuntimeError)
+
+
+def test_a_loss_that_goes_back_to_the_users_model_is_refused_and_leaves_no_gradient() -> None:
+    model = mlp()
+    before = torch.ones_like(model[0].weight)
+    model[0].weight.grad = before
+
+    def loss(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return functional.cross_entropy(outputs, targets) + model[0].weight.square().sum()
+
+    with pytest.raises(ConfigError, match="the model's own parameters"):
+        tune(model, loss)
+    assert model[0].weight.grad is before
+    assert torch.equal(before, torch.ones_like(before))
+    assert model[2].weight.grad is None
+
+
+def test_a_pair_of_models_is_refused_with_the_way_out() -> None:
+    generator, critic = mlp(), mlp()
+    with pytest.raises(ConfigError, match=r"forward.*\(as of a GAN\) by itself"):
+        tune(nn.ModuleDict({"generator": generator, "critic": critic}))
+    with pytest.raises(ConfigError, match=r"one that has others.*by itself"):
+        tune(generator, optimizer=torch.optim.Adam([*generator.parameters(), *critic.parameters()]))
+    with pytest.raises(ConfigError, match=r"\(as GANs\) are tuned one by one"):
+        optimizers: Any = [torch.optim.Adam(generator.parameters()), torch.optim.Adam(critic.parameters())]
+        tune(generator, optimizer=optimizers)
+
+
+def test_models_without_anything_to_train_are_refused() -> None:
+    with pytest.raises(ConfigError, match="parameters to train"):
+        tune(nn.Flatten())
+    with pytest.raises(ConfigError, match="parameters to train"):
+        tune(mlp().requires_grad_(False))
+
+
+def test_a_model_that_cannot_be_copied_is_refused() -> None:
+    class Locked(nn.Sequential):
+        def __deepcopy__(self, memo: Any) -> Any:
+            raise TypeError("locked")
+
+    with pytest.raises(ConfigError, match=r"can be copied.*TypeError: locked"):
+        tune(Locked(*mlp()))
+
+
+def test_a_model_that_keeps_a_tensor_with_gradients_cannot_be_copied_and_is_refused() -> None:
+    model = mlp()
+    model.last = model(torch.randn(2, 4))
+    with pytest.raises(ConfigError, match="keep tensors with gradients out"):
+        tune(model)
+
+
+def test_optimizers_that_need_a_closure_are_refused() -> None:
+    model = mlp()
+    with pytest.raises(ConfigError, match=r"without a closure.*LBFGS"):
+        tune(model, optimizer=torch.optim.LBFGS(model.parameters()))
+
+
+def test_compiled_models_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"before torch\.compile"):
+        tune(torch.compile(mlp()))
+    model = mlp()
+    model.compile()
+    with pytest.raises(ConfigError, match=r"before torch\.compile"):
+        tune(model)
+
+
+def batches_once(count: int) -> Iterator[Any]:
+    for _ in range(count):
+        yield torch.randn(BATCH, 4), torch.randint(0, 3, (BATCH,))
+
+
+@pytest.mark.parametrize(
+    ("data", "error", "text"),
+    [
+        ([], DataError, "no batch"),
+        (batches_once(2), DataError, "no more after 2; hint: .* a generator is used up"),
+        (batches_once(9), DataError, "no more after 9"),
+        (iter(()), DataError, "no batch"),
+        ([torch.tensor(1.0)], DataError, "first axis counts samples"),
+        ([()], DataError, "an empty one"),
+        ([None], DataError, "first axis counts samples"),
+        ({"x": torch.randn(4, 4)}, ConfigError, "an iterable of batches; received an object of type dict"),
+        (torch.randn(4, 4), ConfigError, "type Tensor"),
+        (TensorDataset(torch.randn(4, 4)), ConfigError, "a dataset, .*DataLoader"),
+        ([(torch.randn(BATCH, 5), torch.randint(0, 3, (BATCH,)))], ConfigError, "mat1 and mat2 shapes"),
+        ([{"x": torch.randn(BATCH, 4)}], ConfigError, "unexpected keyword argument 'x'"),
+        ([(torch.full((BATCH, 4), float("nan")), torch.randint(0, 3, (BATCH,)))], ConfigError, "NaN or infinite"),
+    ],
+)
+def test_data_that_give_no_usable_batch_are_refused_by_what_they_gave(data: Any, error: Any, text: str) -> None:
+    with pytest.raises(error, match=text):
+        tune(mlp(), data=data, budget_seconds=60)
+
+
+class Broken(TensorDataset):
+    def __getitem__(self, index: int) -> Any:
+        if index == 40:
+            raise OSError("row 40 is damaged")
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_an_error_of_the_dataset_is_told_as_one(num_workers: int) -> None:
+    data = DataLoader(Broken(torch.randn(48, 4), torch.randint(0, 3, (48,))), batch_size=8, num_workers=num_workers)
+    with pytest.raises(DataError, match=r"row 40 is damaged|Caught OSError") as caught:
+        tune(mlp(), data=data)
+    assert isinstance(caught.value.__cause__, OSError)
+
+
+def test_no_data_and_no_model_are_refused() -> None:
+    with pytest.raises(ConfigError, match="tuned on data"):
+        upshift.tune(model=mlp(), loss=functional.cross_entropy)
+    with pytest.raises(ConfigError, match="a recipe or a model"):
+        upshift.tune()
+    with pytest.raises(ConfigError, match="a recipe or a model"):
+        upshift.tune("digits", model=mlp())
+
+
+# --- what is left behind -----------------------------------------------------------------------------------
+
+
+def everything(model: nn.Module, optimizer: torch.optim.Optimizer, shuffle: torch.Generator) -> list[Any]:
+    """What a user could notice, as values that can be compared."""
+    tensors = [*model.state_dict().values(), *(entry for state in optimizer.state.values() for entry in state.values())]
+    numpy_state: Any = np.random.get_state(legacy=False)
+    return [
+        [tensor.tolist() for tensor in tensors],
+        [None if parameter.grad is None else parameter.grad.tolist() for parameter in model.parameters()],
+        [module.training for module in model.modules()],
+        [tensor.stride() for tensor in model.state_dict().values()],
+        [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups],
+        torch.get_rng_state().tolist(),
+        shuffle.get_state().tolist(),
+        random.getstate(),
+        numpy_state["state"]["key"].tolist(),
+        (torch.get_num_threads(), torch.get_float32_matmul_precision()),
+        (torch._inductor.config.fallback_random, torch._dynamo.config.recompile_limit),
+        sorted(vars(model)),
+    ]
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_tuning_leaves_no_trace_in_model_optimizer_loader_and_process(train: bool) -> None:
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Dropout(), nn.Flatten(), nn.Linear(4 * 36, 3))
+    model.train(train)
+    model[2].eval()
+    optimizer = torch.optim.Adam(model.parameters())
+    functional.cross_entropy(model(torch.randn(4, 1, 8, 8)), torch.tensor([0, 1, 2, 0])).backward()
+    optimizer.step()
+    shuffle = torch.Generator().manual_seed(3)
+    data = loader(
+        torch.randn(SAMPLES, 1, 8, 8), torch.randint(0, 3, (SAMPLES,)), shuffle=True, generator=shuffle, num_workers=0
+    )
+    before = everything(model, optimizer, shuffle)
+    tuned = tune(model, data=data, optimizer=optimizer, budget_seconds=2)
+    assert len(tuned.plan.trials) >= 2
+    assert everything(model, optimizer, shuffle) == before
+
+
+def test_an_error_leaves_no_trace_either() -> None:
+    model, data = mlp(), loader()
+    before = torch.get_rng_state()
+    with pytest.raises(ConfigError):
+        tune(model, raising, data)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_number_of_threads_is_restored() -> None:
+    before = torch.get_num_threads()
+    tune(mlp(), budget_seconds=3, data=[next(batches_once(1))])
+    assert torch.get_num_threads() == before
+
+
+def test_frozen_batch_norm_stays_in_evaluation_in_the_copy() -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
+    model[1].eval()
+    loop = OwnLoop(model, functional.cross_entropy, loader(), None)
+    assert loop.model.training
+    assert not loop.model[1].training
+
+
+def test_weights_of_the_copy_do_not_move_so_that_no_learning_rate_is_too_high() -> None:
+    model = mlp()
+    loop = OwnLoop(model, functional.cross_entropy, loader(), torch.optim.SGD(model.parameters(), lr=1e9, momentum=0.9))
+    inputs, targets = torch.randn(BATCH, 4), torch.randint(0, 3, (BATCH,))
+    for _ in range(3):
+        loop.step(inputs, targets)
+    assert loop.step.num_skipped == 0
+    assert all(map(torch.equal, model.state_dict().values(), loop.model.state_dict().values()))
+
+
+def test_the_plan_begins_with_how_the_loop_executes_now() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 36, 3)).to(memory_format=torch.channels_last)
+    data = loader(torch.randn(SAMPLES, 3, 8, 8), torch.randint(0, 3, (SAMPLES,)), num_workers=2)
+    loop = OwnLoop(model, functional.cross_entropy, data, torch.optim.SGD(model.parameters(), fused=True))
+    plan = loop.plan
+    assert (plan.memory_format, plan.fused_optimizer, plan.num_workers) == ("channels_last", True, 2)
+    loop = OwnLoop(mlp(), functional.cross_entropy, [next(batches_once(1))], None)
+    assert (loop.plan.memory_format, loop.plan.fused_optimizer, loop.plan.data_path) == ("contiguous", False, "auto")
+
+
+def test_fp16_is_never_proposed_as_a_loop_would_have_to_scale_its_loss() -> None:
+    loop = OwnLoop(mlp(), functional.cross_entropy, loader(), None)
+    assert loop.job(("tf32", "bf16", "fp16")).fast_dtypes == ("tf32", "bf16")
+
+
+def test_a_plan_is_written_and_read_again(tmp_path: Path) -> None:
+    tuned = tune(mlp(), out=tmp_path / "plan.json")
+    assert load_plan(tmp_path / "plan.json").to_json() == tuned.plan.to_json()
+
+
+INTERRUPTED = """
+import sys, torch, upshift
+from torch import nn
+
+class Slow(nn.Sequential):
+    def forward(self, x):
+        print("step", flush=True)
+        return super().forward(x)
+
+model = Slow(nn.Linear(64, 64), nn.Linear(64, 3))
+data = [(torch.randn(16, 64), torch.randint(0, 3, (16,)))]
+try:
+    upshift.tune(model=model, loss=nn.functional.cross_entropy, data=data, out="plan.json")
+except upshift.UpshiftError as error:
+    print("interrupted:", error.exit_code, error, flush=True)
+"""
+
+
+def test_ctrl_c_keeps_the_best_plan_so_far(tmp_path: Path) -> None:
+    steps, last = 0, ""
+    command = [sys.executable, "-c", INTERRUPTED]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True, bufsize=1) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            last, steps = line, steps + (line == "step\n")
+            if steps == 60:
+                process.send_signal(signal.SIGINT)
+    assert last == "interrupted: 130 tuning was stopped by SIGINT; the best plan so far is in plan.json\n"
+    load_plan(tmp_path / "plan.json")
