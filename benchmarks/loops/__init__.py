@@ -1,0 +1,1 @@
+"""The training loops that are compared: each trains the same job from the same weights."""

@@ -1,0 +1,55 @@
+"""upshift's own training, as `upshift train` sets it up: loaders by a plan, records and TensorBoard on."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import torch
+
+from loops.job import SEED, FirstBatches, Job, Turn
+from upshift.core.records import RunFolder, read_jsonl
+from upshift.training.loss import CrossEntropy
+from upshift.training.tensorboard import TensorBoardObserver
+from upshift.training.trainer import Trainer
+from upshift.tuning.plan import Plan
+from upshift.workflows.datasets import make_loaders
+
+
+class UpshiftTrainer:
+    """The Trainer with a plan. A turn's seconds are the `train_seconds` that it reports of itself."""
+
+    def __init__(self, job: Job, plan: Plan) -> None:
+        self._job, self._plan = job, plan
+        self._loaders = make_loaders(job.dataset, job.recipe, plan, job.device, SEED)
+        self._model = job.model(plan)
+
+    def __call__(self) -> Turn:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(self._plan.num_threads or threads)
+        try:
+            return self._turn()
+        finally:
+            torch.set_num_threads(threads)  # the other contenders have the default
+
+    def _turn(self) -> Turn:
+        with tempfile.TemporaryDirectory() as folder:
+            run = RunFolder(Path(folder))
+            seconds = self.make().train(run, (TensorBoardObserver(run.tensorboard),)).progress.train_seconds
+            records = list(read_jsonl(run.metrics))
+        steps = [0, *(record["step"] for record in records)]
+        weighted = (record["loss"] * (record["step"] - before) for record, before in zip(records, steps, strict=False))
+        return Turn(seconds, sum(weighted) / self._job.num_steps)
+
+    def make(self) -> Trainer:
+        """A trainer of one turn. It monitors on one batch, which is not in the time."""
+        return Trainer(
+            self._job.reset(self._model),
+            self._job.recipe.loss or CrossEntropy(self._job.recipe.label_smoothing),
+            FirstBatches(self._loaders.train, self._job.num_steps),
+            FirstBatches(self._loaders.monitor, 1),
+            eval_split=self._loaders.monitor_split,
+            config=self._job.recipe,
+            execution=self._plan,
+            device=self._job.device,
+        )
