@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, field
+
+from upshift.core import clock
 
 DISPLAY_SECONDS = 0.5
 
@@ -47,13 +48,13 @@ class Clock:
 
     def start(self) -> None:
         """The loop begins, maybe after a resume."""
-        now = time.perf_counter()
+        now = clock.now()
         self._began = now - self._progress.seconds
         self._checkpoint_at = self._progress_at = now
         self._seen_training_seconds = self._progress.train_seconds
 
     def start_training(self) -> None:
-        self._training_since = time.perf_counter()
+        self._training_since = clock.now()
 
     def stop_training(self) -> None:
         self._progress.train_seconds = self._training_seconds()
@@ -61,17 +62,17 @@ class Clock:
 
     def seconds(self) -> float:
         """Wall time of the loop in all, over all resumes."""
-        return time.perf_counter() - self._began
+        return clock.now() - self._began
 
     def seconds_since_checkpoint(self) -> float:
-        return time.perf_counter() - self._checkpoint_at
+        return clock.now() - self._checkpoint_at
 
     def checkpointed(self) -> None:
-        self._checkpoint_at = time.perf_counter()
+        self._checkpoint_at = clock.now()
 
     def progress_is_due(self) -> bool:
         """Whether the display may be redrawn; true at most twice a second."""
-        now = time.perf_counter()
+        now = clock.now()
         if now - self._progress_at < DISPLAY_SECONDS:
             return False
         self._progress_at = now
@@ -85,5 +86,5 @@ class Clock:
         return max(seconds, 1e-9)
 
     def _training_seconds(self) -> float:
-        running = 0.0 if self._training_since is None else time.perf_counter() - self._training_since
+        running = 0.0 if self._training_since is None else clock.now() - self._training_since
         return self._progress.train_seconds + running

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from upshift.core import clock
 from upshift.core.files import write_bytes
 from upshift.core.records import JsonlWriter, RunFolder, read_jsonl
 from upshift.errors import NonFiniteLossError, TrainingInterrupted
@@ -249,7 +249,7 @@ class Trainer:
             loader = self._train_loader
             batches = iter(loader.epoch(progress.epoch, start_batch=progress.batch, image_size=image_size))
             while self._train_loader is loader:
-                start = time.perf_counter()
+                start = clock.now()
                 try:
                     batch = next(batches, None)
                 except Exception as error:
@@ -258,7 +258,7 @@ class Trainer:
                     break
                 if batch is None:
                     return
-                self._data_seconds = time.perf_counter() - start
+                self._data_seconds = clock.now() - start
                 yield batch
 
     @property
@@ -284,9 +284,9 @@ class Trainer:
         if self._conductor is None:
             return self._step_within_memory(inputs, labels)
         inputs = self._conductor.before_step(self, inputs, labels)
-        start = time.perf_counter()
+        start = clock.now()
         made = self._step_within_memory(inputs, labels)
-        self._conductor.after_step(self, step_seconds=time.perf_counter() - start, data_seconds=self._data_seconds)
+        self._conductor.after_step(self, step_seconds=clock.now() - start, data_seconds=self._data_seconds)
         return made
 
     def _step_within_memory(self, inputs: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -315,13 +315,13 @@ class Trainer:
         return self._conductor is not None and self._conductor.on_error(self, error)
 
     def _evaluate(self) -> dict[str, float]:
-        start = time.perf_counter()
+        start = clock.now()
         self.step.synchronize()
         self.model.eval()
         with self._ema.swapped_in() if self._ema else nullcontext():
             metrics = monitor(self.model, within(self._eval_loader.epoch(0), self.step.largest_batch))
         self.model.train()
-        self.progress.evaluation_seconds += time.perf_counter() - start
+        self.progress.evaluation_seconds += clock.now() - start
         return metrics
 
     def _judge(self, metrics: dict[str, float]) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from upshift.core import clock
 from upshift.core.duel import Duel
 from upshift.training.conductor import Conducted
 from upshift.tuning.candidates import Candidate, Job
@@ -69,7 +69,7 @@ class Ledger(LiveSteps):
         self.mix: OperatorMix | None = None
         self._job, self._on_adopted = job, on_adopted
         self._measures: Reference | None = None
-        self._started = time.perf_counter()
+        self._started = clock.now()
         self._speed = 1.0  # of the plan, beside the first plan
 
     @property
@@ -83,7 +83,7 @@ class Ledger(LiveSteps):
         if self.config.stop_when_done:
             return math.inf
         remaining = loop.remaining_steps * (self.step_seconds + self.data_seconds)
-        return self.account.allowance(time.perf_counter() - self._started + remaining)
+        return self.account.allowance(clock.now() - self._started + remaining)
 
     def _expected_cost(self, candidate: Candidate) -> float:
         assert self.step_seconds is not None
@@ -98,7 +98,7 @@ class Ledger(LiveSteps):
             gain=candidate.gain,
             cost=cost,
             remaining_seconds=loop.remaining_steps * each,
-            elapsed_seconds=time.perf_counter() - self._started,
+            elapsed_seconds=clock.now() - self._started,
         )
 
     def _settle(self) -> None:

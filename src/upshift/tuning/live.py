@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from typing import Any
 
 import torch
 
+from upshift.core import clock
 from upshift.errors import NonFiniteLossError, UpshiftError
 from upshift.training.batches import Tree
 from upshift.training.conductor import Conducted
@@ -123,7 +123,7 @@ class LiveSteps(ABC):
         if self.is_complete and self._stop_when_done:  # a plan that failed after it was adopted has ended it
             raise TuningDone("the plan is found")
         if not self.is_complete and self._timing is None:
-            self._spending_since = time.perf_counter()
+            self._spending_since = clock.now()
             self.batch = inputs, labels
             try:
                 self._advance(loop)
@@ -135,7 +135,7 @@ class LiveSteps(ABC):
 
     def book_spent(self) -> None:
         """Charge the time since the step before, or since the last call, in which no step was made."""
-        now = time.perf_counter()
+        now = clock.now()
         self.account.spent += now - self._spending_since
         self._spending_since = now
 
@@ -157,7 +157,7 @@ class LiveSteps(ABC):
             timing.waits.append(data_seconds)
         elif timing.num_made == timing.block.settle:
             loop.step.wait()
-            timing.started = time.perf_counter()
+            timing.started = clock.now()
         if timing.num_made == timing.block.settle + timing.block.num_steps:
             self._measured, self._timing = self._result_of(loop, timing), None
 
@@ -168,7 +168,7 @@ class LiveSteps(ABC):
         if loop.device.type != "cpu":
             # Steps are only launched there: what they take shows when the device has done them all.
             loop.step.wait()
-            step_seconds = (time.perf_counter() - timing.started) / len(timing.steps) - data_seconds
+            step_seconds = (clock.now() - timing.started) / len(timing.steps) - data_seconds
         return Measured(step_seconds, data_seconds)
 
     def on_error(self, loop: Conducted, error: Exception) -> bool:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+
+from upshift.core import clock
 
 DISPATCH_SECONDS = 4e-6
 """What PyTorch spends on the way to a kernel, forward and backward alike (2 to 6 µs on current CPUs)."""
@@ -45,7 +46,7 @@ def operator_mix(step: Callable[[], object], step_seconds: float, device: torch.
         step_seconds: What it takes without a profiler.
         device: Where it runs.
     """
-    start = time.perf_counter()
+    start = clock.now()
     os.environ.setdefault("KINETO_LOG_LEVEL", QUIET_KINETO)
     activities = [torch.profiler.ProfilerActivity.CPU]
     if device.type == "cuda":
@@ -65,7 +66,7 @@ def operator_mix(step: Callable[[], object], step_seconds: float, device: torch.
     else:
         overhead = num_calls * DISPATCH_SECONDS / step_seconds
     overhead = min(0.9, overhead)
-    return OperatorMix(num_calls, max(0.0, fusible * (1.0 - overhead)), overhead, time.perf_counter() - start)
+    return OperatorMix(num_calls, max(0.0, fusible * (1.0 - overhead)), overhead, clock.now() - start)
 
 
 def _is_dense(name: str) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal, NoReturn, cast
@@ -10,6 +9,7 @@ from typing import Any, Literal, NoReturn, cast
 import torch
 from torch import nn
 
+from upshift.core import clock
 from upshift.errors import BadInputError, ConfigError, DataError, NonFiniteLossError
 from upshift.training.batches import Tree, num_samples, shapes
 from upshift.training.conductor import Conductor
@@ -136,13 +136,13 @@ class OwnLoop:
         """Make steps until the conductor raises."""
         try:
             while True:
-                start = time.perf_counter()
+                start = clock.now()
                 inputs, targets = self._next_batch(conductor)
-                waited = time.perf_counter() - start
+                waited = clock.now() - start
                 inputs = conductor.before_step(self, inputs, targets)
-                start = time.perf_counter()
+                start = clock.now()
                 self._make_step(conductor, inputs, targets)
-                conductor.after_step(self, step_seconds=time.perf_counter() - start, data_seconds=waited)
+                conductor.after_step(self, step_seconds=clock.now() - start, data_seconds=waited)
         finally:
             self._batches.close()
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from upshift.core import clock
 from upshift.core.flops import StepCost, step_cost
 from upshift.core.load import LoadMeter
 from upshift.core.racing import Contender, Race, RaceConfig
@@ -110,7 +110,7 @@ class Tuner(Ledger):
         self._note_load()
 
     def _tell(self, loop: Conducted) -> Story:
-        self._started = time.perf_counter()
+        self._started = clock.now()
         self._meter.start()
         if loop.remaining_steps < MIN_STEPS and not self._stop_when_done:
             self.notes.append(f"{loop.remaining_steps} steps are too few to tune on")
@@ -194,7 +194,7 @@ class Tuner(Ledger):
         """Challenge the plan with one candidate after another, the most promising first."""
         self._measure_mix(loop, first.step_seconds)
         config = RaceConfig(budget_seconds=self.config.budget_seconds, seed=self.config.seed)
-        self._contest = Race("the plan", config=config, clock=time.perf_counter)
+        self._contest = Race("the plan", config=config, clock=clock.now)
         entered: dict[str, Candidate] = {}
         while True:
             num_entered = len(entered)
@@ -226,7 +226,7 @@ class Tuner(Ledger):
 
     def _challenge_with_first(self, loop: Conducted) -> Story:
         """Race the plan that training began with against the tuned one."""
-        self._contest = Race("the plan", config=RaceConfig(seed=self.config.seed), clock=time.perf_counter)
+        self._contest = Race("the plan", config=RaceConfig(seed=self.config.seed), clock=clock.now)
         first = first_candidate(self.first_plan, self.plan)
         now = yield Block(self.plan, num_steps=FIRST_STEPS, settle=SETTLE_STEPS)
         self.step_seconds, self.data_seconds = now.step_seconds, now.data_seconds
@@ -423,10 +423,10 @@ class Tuner(Ledger):
         self.execute(loop, plain)
         reference = Reference(loop.model, step.gradients, inputs, labels, like=self._measures)
         self._measures = reference
-        start = time.perf_counter()
+        start = clock.now()
         self.execute(loop, plan)
         gradients = step.gradients(inputs, labels)
-        build_seconds = max(0.0, time.perf_counter() - start - (self.step_seconds or 0.0))
+        build_seconds = max(0.0, clock.now() - start - (self.step_seconds or 0.0))
         return reference.judge(gradients, same_mathematics=candidate.tier == "A"), build_seconds
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from upshift.core import environment
+from upshift.core import clock, environment
 from upshift.core.files import finite, read_json, write_json
 from upshift.core.records import RunFolder
 from upshift.core.reference import refuse_while_importing
@@ -140,10 +139,10 @@ def _record_result(
     record, dataset, model, loaders = prepared.record, prepared.dataset, prepared.model, prepared.loaders
     recipe, progress, info = record.recipe, trained.progress, dataset.info
     plan = tuning.finish(folder) if tuning is not None else prepared.plan
-    start = time.perf_counter()
+    start = clock.now()
     logits, labels = collect_logits(model, within(loaders.test.epoch(0), trained.largest_batch))
     evaluation = evaluate_logits(logits, labels, info.label_names)
-    evaluation_seconds = progress.evaluation_seconds + time.perf_counter() - start
+    evaluation_seconds = progress.evaluation_seconds + clock.now() - start
     write_json(folder.evaluation, evaluation_record(evaluation, labels, info, dataset.splits["test"].inputs))
     save_tensors(state_dict_on_cpu(model), folder.model)
     notes = [*dataset.notes, *progress.notes, *(tuning.notes if tuning is not None else ())]
