@@ -17,8 +17,14 @@ from upshift.models.cnn import ConvNet, Net, SimpleCNN
 from upshift.models.mlp import MLP
 from upshift.models.resnet import resnet18_cifar, resnet50
 from upshift.models.spec import state_dict_on_cpu
+from upshift.models.text import TextTransformer
 
 Factory = Callable[..., nn.Module]
+
+
+class Texts(tuple[int, ...]):
+    """The shape (L,) of inputs that are bytes."""
+
 
 # (factory, input shape, parameters with 10 classes)
 MODELS = {
@@ -33,6 +39,7 @@ MODELS = {
     "simplecnn-odd": (SimpleCNN, (3, 45, 33), 99_576),
     "resnet18-cifar": (resnet18_cifar, (3, 32, 32), 11_173_962),
     "resnet50-mnist": (resnet50, (1, 28, 28), 23_522_250),
+    "text-transformer": (TextTransformer, Texts((64,)), 569_218 - (256 - 64) // 4 * 128 + 8 * 129),
 }
 
 
@@ -54,7 +61,12 @@ def _make(factory: Factory, input_shape: tuple[int, ...], seed: int) -> nn.Modul
 
 
 def _batch(input_shape: tuple[int, ...], size: int) -> torch.Tensor:
-    return torch.randn(size, *input_shape, generator=torch.Generator().manual_seed(size))
+    generator = torch.Generator().manual_seed(size)
+    if not isinstance(input_shape, Texts):
+        return torch.randn(size, *input_shape, generator=generator)
+    texts = torch.randint(1, 256, (size, *input_shape), generator=generator)
+    lengths = torch.randint(0, input_shape[0] + 1, (size, 1), generator=generator)
+    return texts * (torch.arange(input_shape[0]) < lengths)
 
 
 @torch.no_grad()

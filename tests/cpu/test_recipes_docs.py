@@ -23,7 +23,12 @@ class Shape:
     input_shape: tuple[int, ...]
 
 
-SHAPES = {"digits": (1, 8, 8), "mnist": (1, 28, 28), "cifar10": (3, 32, 32)}
+SHAPES = {
+    "digits": Shape(10, (1, 8, 8)),
+    "mnist": Shape(10, (1, 28, 28)),
+    "cifar10": Shape(10, (3, 32, 32)),
+    "sst2": Shape(2, (256,)),
+}
 
 
 def test_table_of_recipes_has_every_recipe_with_its_number_of_parameters() -> None:
@@ -31,7 +36,7 @@ def test_table_of_recipes_has_every_recipe_with_its_number_of_parameters() -> No
     assert list(rows) == list(recipe_names())
     for name, documented in rows.items():
         recipe, _ = find_recipe(name)
-        model = model_spec(recipe, Shape(10, SHAPES[recipe.data.source])).make()
+        model = model_spec(recipe, SHAPES[recipe.data.source]).make()
         assert f"{sum(parameter.numel() for parameter in model.parameters()):,}" == documented
 
 

@@ -18,7 +18,7 @@ from upshift.data.parquet import parquet_files, parquet_source
 from upshift.data.source import Source
 from upshift.errors import DataError, UnknownNameError
 
-HUB_NAMES = {"mnist": "ylecun/mnist", "cifar10": "uoft-cs/cifar10"}
+HUB_NAMES = {"mnist": "ylecun/mnist", "cifar10": "uoft-cs/cifar10", "sst2": "SetFit/sst2"}
 """Named datasets and their ids on the Hugging Face hub."""
 
 HUB_PREFIX = "hub:"

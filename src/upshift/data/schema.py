@@ -46,7 +46,8 @@ def find_columns(schema: Any, config: DataConfig, description: str) -> Columns:
     label = config.label_column or _find_label(kinds, features, description)
     names = features.get(label, {}).get("names")
     label_names = tuple(map(str, names)) if isinstance(names, list) else None
-    candidates = {name: kind for name, kind in kinds.items() if name != label}
+    # Datasets often have their classes in words, as `label_text` beside `label`: they are the answer, not an input.
+    candidates = {name: kind for name, kind in kinds.items() if name not in (label, f"{label}_text")}
     if config.feature_columns:
         _require_numeric(config.feature_columns, kinds)
         return Columns("tabular", config.feature_columns, label, label_names)

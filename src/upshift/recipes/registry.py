@@ -23,6 +23,7 @@ _BUILT_IN = (
     "cifar10-simplecnn",
     "cifar10-net",
     "cifar10-resnet18",
+    "sst2-transformer",
 )
 
 
