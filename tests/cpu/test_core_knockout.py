@@ -10,6 +10,7 @@ import pytest
 from simulated_machine import TROUBLES, slowness
 
 from upshift.core.knockout import Knockout
+from upshift.core.stats import Interval
 
 MAX_ROUNDS = 30
 
@@ -65,7 +66,35 @@ CALM = [1.0] * 10_000
 def test_the_reason_says_who_is_faster_by_how_much() -> None:
     knockout, speeds = Knockout(("a", "b"), max_rounds=30), {"a": 1.0, "b": 3.0}
     played(knockout, speeds, CALM)
-    assert knockout.out == {"a": "cannot win: b is 3.0× its speed after 7 rounds"}
+    assert knockout.out == {"a": "slower than b by at least 3.0× after 7 rounds"}
+
+
+def test_a_small_lag_is_told_in_percent() -> None:
+    knockout, speeds = Knockout(("a", "b"), max_rounds=30), {"a": 1.0, "b": 1.125}
+    played(knockout, speeds, CALM)
+    assert knockout.out == {"a": "slower than b by at least 12.5 % after 7 rounds"}
+
+
+def test_the_speed_of_one_that_is_out_is_known_beside_those_that_stay() -> None:
+    knockout, speeds = Knockout("abc", max_rounds=30, keep="a"), {"a": 1.0, "b": 4.0, "c": 2.0}
+    played(knockout, speeds, CALM)
+    assert knockout.out.keys() == {"c"}
+    assert knockout.speedup("c", "a") == Interval(*[pytest.approx(2.0)] * 3)
+    assert knockout.speedup("c", "b").high == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("trouble", TROUBLES)
+def test_the_interval_of_those_that_are_out_holds_though_they_left_when_they_looked_slow(trouble: str) -> None:
+    speeds = {"eager": 1.0, "best": 1.2, "slow": 1.1}
+    machines = slowness(TROUBLES[trouble], num_runs=1000, num_slots=3 * MAX_ROUNDS, seed=2).tolist()
+    num_wrong = 0
+    for seed, slots in enumerate(machines):
+        knockout = Knockout(speeds, max_rounds=MAX_ROUNDS, keep=("eager",), confidence=0.975)
+        played(knockout, speeds, slots, seed=seed)
+        if "slow" in knockout.out:
+            found = knockout.speedup("slow", "eager")
+            num_wrong += not found.low <= 1.1 <= found.high
+    assert num_wrong <= 50
 
 
 def test_those_to_be_kept_stay_however_slow() -> None:
@@ -89,7 +118,7 @@ def test_a_contender_that_crashes_leaves_the_comparison_to_the_others() -> None:
         if knockout.out:
             del seconds["b"]
         knockout.add(seconds)
-    assert knockout.out.keys() == {"b"} and knockout.out["b"].startswith("cannot win: a is 2.0×")
+    assert knockout.out.keys() == {"b"} and knockout.out["b"].startswith("slower than a by at least 2.0×")
 
 
 def test_all_may_crash() -> None:

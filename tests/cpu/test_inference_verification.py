@@ -329,6 +329,15 @@ def test_the_fastest_comes_first_and_what_is_not_faster_not_at_all():
     assert found == ["b", "a"]
 
 
+def test_those_that_were_eliminated_come_last_however_fast_the_machine_was_until_then():
+    found = timings(eager=10, a=5, b=2, c=4)
+    for calls in (timing.rounds[index] for timing in found.values() for index in range(10)):
+        calls[:] = [seconds / 4 for seconds in calls]
+    for name in ("a", "c"):
+        found[name].rounds[10:], found[name].eliminated = [], "slower than b"
+    assert ranked(found, ["a", "b", "c"], reference="eager") == ["b", "c", "a"]
+
+
 def test_among_equals_the_simplest_comes_first():
     wins = collections.Counter(
         ranked(timings(seed, eager=10, simple=5, intricate=5), ["simple", "intricate"], reference="eager")[0]

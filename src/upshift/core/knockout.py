@@ -9,8 +9,10 @@ from statistics import median
 import numpy as np
 
 from upshift.core.looks import least_rounds, plan_looks
-from upshift.core.stats import walsh_interval
-from upshift.core.units import factor, plain
+from upshift.core.stats import Interval, walsh_interval
+from upshift.core.units import counted, factor, percent, plain
+
+_FACTOR_FROM = 2.0
 
 
 class Knockout:
@@ -48,6 +50,7 @@ class Knockout:
         self._num_outside = plan_looks(max_rounds, each) if max_rounds >= least_rounds(each) else {}
         self._keep, self._may_win = frozenset(keep), frozenset(names if may_win is None else may_win)
         self._logs: dict[str, list[float]] = {name: [] for name in names}
+        self._logs_of_dropped: dict[str, list[float]] = {}
         self.out: dict[str, str] = {}
 
     def add(self, seconds: Mapping[str, float]) -> list[str]:
@@ -63,8 +66,22 @@ class Knockout:
         leader = min(rivals, key=lambda name: median(self._logs[name]))
         dropped = [name for name in self._logs if name not in self._keep and self._is_beaten(name, leader, num_rounds)]
         for name in dropped:
-            del self._logs[name]
+            self._logs_of_dropped[name] = self._logs.pop(name)
         return dropped
+
+    def speedup(self, name: str, reference: str) -> Interval:
+        """How many times faster than `reference` one that was dropped is, by the rounds until then.
+
+        How many rounds these are depends on what they showed, for which the interval of one look would be too narrow:
+        like the comparisons themselves it holds at all looks together, at a two-sided 2 · confidence − 1 or more.
+
+        Args:
+            name: One of `out`.
+            reference: One that is still in, as those that are kept.
+        """
+        logs = np.asarray(self._logs_of_dropped[name])
+        ratios = np.asarray(self._logs[reference][: logs.size]) - logs
+        return walsh_interval(ratios, self._num_outside[logs.size]).exp()
 
     def _is_beaten(self, name: str, leader: str, num_rounds: int) -> bool:
         if name == leader:
@@ -73,6 +90,7 @@ class Knockout:
         behind = walsh_interval(ratios, self._num_outside[num_rounds])
         if behind.low <= 0.0:
             return False
-        times = factor(math.exp(min(behind.estimate, 700.0)))
-        self.out[name] = plain(f"cannot win: {leader} is {times} its speed after {num_rounds} rounds")
+        least = behind.exp().low
+        by = factor(least) if least >= _FACTOR_FROM else percent(least - 1.0)
+        self.out[name] = plain(f"slower than {leader} by at least {by} after {counted(num_rounds, 'round')}")
         return True

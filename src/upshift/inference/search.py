@@ -14,6 +14,7 @@ import numpy as np
 from upshift.core.environment import available_memory_bytes, describe, num_usable_threads
 from upshift.core.files import storage_errors
 from upshift.core.isolation import ChildFailure
+from upshift.core.knockout import Knockout
 from upshift.core.load import Load, LoadMeter
 from upshift.core.records import JsonlWriter
 from upshift.core.scratch import scratch_folder
@@ -37,6 +38,7 @@ __all__ = ["Samples", "SearchConfig", "search"]
 
 EAGER = "eager"
 _MEMORY_SHARE = 0.8
+_KNOCKOUT_CONFIDENCE = 0.975  # so that the two-sided intervals of those that are out hold at 95 %
 _WHOLE = Interval(1.0, 1.0, 1.0)
 
 
@@ -56,8 +58,8 @@ def search(
 
     Each candidate is built and run in a process of its own. Its outputs are compared with eager float32
     on the selection samples, then its accuracy is judged on the test samples; those that pass are timed
-    side by side. The best is saved, loaded again from disk in a fresh process, verified again on the test
-    samples and timed again; if it fails there the next one follows, at last eager.
+    side by side, each until it is proven slower than another. The best is saved, loaded again from disk in a fresh
+    process, verified again on the test samples and timed again; if it fails there the next one follows, at last eager.
 
     What is timed is the call that a user makes: the artifact (eager: the module under `inference_mode`)
     called with a float32 tensor (int64 for text) of `batch_size` samples; preprocessing is not in it.
@@ -147,7 +149,7 @@ class _Search:
         accepted = [n for n in backends() if n in timings and n != EAGER and self.results[n].verdict == "accepted"]
         order = ranked(timings, accepted, reference=EAGER)
         chosen, staged = next((found for name in order if (found := self._confirm(name))), None) or self._fall_back()
-        self._explain_losers(chosen)
+        self._explain_losers(chosen, timings)
         self.results[chosen].verdict = "chosen"
         return self._save(out, staged)
 
@@ -223,19 +225,35 @@ class _Search:
     # --- timing --------------------------------------------------------------------------------------
 
     def _time_all(self) -> dict[str, TimingResult]:
+        """Time all that are loaded, each until it is proven slower than one that can win; the others stay loaded."""
         self.say(f"timing {', '.join(self.live)}")
-        return self._time(self.live, "selection", self.config.seed)
+        knockout = Knockout(
+            self.live,
+            max_rounds=self.config.num_rounds,
+            keep=(EAGER,),
+            may_win=[name for name in self.live if self.results[name].verdict == "accepted"],
+            confidence=_KNOCKOUT_CONFIDENCE,
+        )
+        timings = self._time(self.live, "selection", self.config.seed, knockout)
+        for name, timing in timings.items():
+            if timing.eliminated is not None:
+                self.live.pop(name).close()
+        return timings
 
-    def _time(self, subjects: dict[str, Candidate], stage: str, seed: int) -> dict[str, TimingResult]:
-        """Time side by side; returns those that ran to the end, after recording them all."""
+    def _time(
+        self, subjects: dict[str, Candidate], stage: str, seed: int, knockout: Knockout | None = None
+    ) -> dict[str, TimingResult]:
+        """Time side by side; returns those that did not fail, after recording them all."""
         left = None if self.deadline is None else max(1.0, self.deadline - time.monotonic())
         config = TimingConfig(num_rounds=self.config.num_rounds, budget_seconds=left, seed=seed)
         meter = LoadMeter()
         meter.start()
-        timings = measure_interleaved({name: subject.time for name, subject in subjects.items()}, config=config)
+        measures = {name: subject.time for name, subject in subjects.items()}
+        timings = measure_interleaved(measures, config=config, knockout=knockout)
         self._note_if_busy(stage, meter.stop())
         for name, timing in timings.items():
-            self._note("rounds", stage=stage, name=name, median_seconds=timing.medians(), failure=timing.failure)
+            seconds, ended = timing.medians(), {"failure": timing.failure, "eliminated": timing.eliminated}
+            self._note("rounds", stage=stage, name=name, median_seconds=seconds, **ended)
         if timings[EAGER].failure is not None:
             raise BackendError(f"the model itself cannot be run: {timings[EAGER].failure}")
         for name, timing in timings.items():
@@ -243,6 +261,8 @@ class _Search:
             if timing.failure is not None:
                 result.verdict, result.reason = "failed", timing.failure
                 self.live.pop(name, None)
+            elif knockout is not None and timing.eliminated is not None:
+                result.add_timing(timing, knockout.speedup(name, EAGER))
             else:
                 result.add_timing(timing, _WHOLE if name == EAGER else speedup(timings[EAGER], timing))
         return {name: timing for name, timing in timings.items() if timing.failure is None}
@@ -253,13 +273,13 @@ class _Search:
             self.notes.append(f"{used}: latencies are those of a busy machine")
             self.say(self.notes[-1])
 
-    def _explain_losers(self, chosen: str) -> None:
+    def _explain_losers(self, chosen: str, timings: dict[str, TimingResult]) -> None:
         for name, result in self.results.items():
             if result.verdict == "accepted" and name not in (EAGER, chosen) and result.speedup is not None:
                 gains = result.speedup_interval is not None and result.speedup_interval[0] > 1.0
-                why = f"verified, not faster than {chosen}" if gains else "verified, no proven gain"
+                why = timings[name].eliminated or (f"not faster than {chosen}" if gains else "no proven gain")
                 speed = factor(result.speedup, result.speedup_interval)
-                result.reason = f"{why} ({speed} the speed of eager); {result.reason}"
+                result.reason = f"verified, {why} ({speed} the speed of eager); {result.reason}"
 
     # --- the last word -------------------------------------------------------------------------------
 
@@ -269,11 +289,15 @@ class _Search:
         return stage(folder / "search" / "data", folder / "artifact", self._manifest(name))
 
     def _confirm(self, name: str) -> tuple[str, Path] | None:
-        """Load from disk in a fresh process, verify on the test samples and time all again on fresh rounds."""
-        if name not in self.live:  # it failed while another was confirmed
+        """Load from disk in a fresh process, verify on the test samples and time again on fresh rounds.
+
+        Those that are about as fast are timed with it, so that a reader can compare the figures.
+        """
+        if self.results[name].verdict == "failed":  # while another was confirmed
             return None
         self.say(f"{name}: confirming after reload")
-        self.live.pop(name).close()
+        if name in self.live:
+            self.live.pop(name).close()
         result, candidate = self.results[name], self._candidate(backend_info(name), "confirm")
         try:
             staged = self._stage(name)
