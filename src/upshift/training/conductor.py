@@ -44,12 +44,16 @@ class Conducted(Protocol):
 class Conductor(Protocol):
     """Who changes, between two steps, how the next ones are executed: a tuner that measures on live steps."""
 
-    def before_step(self, loop: Conducted, inputs: Tree, labels: Tree) -> Tree:
-        """The inputs of the next step, as its execution wants them."""
+    def before_step(self, loop: Conducted, inputs: Tree, labels: Tree) -> None:
+        """A batch is there, and the step of it comes next."""
         ...
 
     def after_step(self, loop: Conducted, *, step_seconds: float, data_seconds: float) -> None:
         """A step was made; `data_seconds` is how long the loop waited for its batch."""
+        ...
+
+    def before_pause(self, loop: Conducted) -> None:
+        """The loop will do something else than steps: evaluate, or save."""
         ...
 
     def on_error(self, loop: Conducted, error: Exception) -> bool:

@@ -217,10 +217,16 @@ class Trainer:
             if self._clock.progress_is_due():
                 self._show_progress()
             if stop or self._checkpoint_is_due():
-                self._clock.stop_training()
+                self._stop_clock()
                 self._save()
                 self._stop_if_asked(stop)
                 self._clock.start_training()
+        self._stop_clock()
+
+    def _stop_clock(self) -> None:
+        """Something else than steps comes next."""
+        if self._conductor is not None:
+            self._conductor.before_pause(self)
         self._clock.stop_training()
 
     def _finish_epoch(self, stop: StopRequest) -> None:
@@ -283,7 +289,7 @@ class Trainer:
     def _make_step(self, inputs: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         if self._conductor is None:
             return self._step_within_memory(inputs, labels)
-        inputs = self._conductor.before_step(self, inputs, labels)
+        self._conductor.before_step(self, inputs, labels)
         start = clock.now()
         made = self._step_within_memory(inputs, labels)
         self._conductor.after_step(self, step_seconds=clock.now() - start, data_seconds=self._data_seconds)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from upshift.core.typed_fields import check_fields
 from upshift.errors import ConfigError
@@ -39,6 +41,8 @@ class KnownPlan:
         build_seconds: That building it took: compiling.
         untried_seconds: Of training that were left then when a candidate was not tried, as it could not pay for
             itself; None where all were tried.
+        is_complete: Whether that run decided every candidate; else it was stopped on its way.
+        decided: The trials, as JSON objects, of the candidates that it did decide.
     """
 
     plan: Plan
@@ -47,6 +51,8 @@ class KnownPlan:
     speedup: float
     build_seconds: float
     untried_seconds: float | None = None
+    is_complete: bool = True
+    decided: tuple[Mapping[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
         check_fields(self, "plans.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,9 +15,9 @@ from upshift.tuning.config import TunerConfig
 from upshift.tuning.fidelity import Fidelity, Reference
 from upshift.tuning.live import LiveSteps, Measured
 from upshift.tuning.operators import OperatorMix
-from upshift.tuning.payback import Account
+from upshift.tuning.payback import Account, cost_spread, least_gain
 from upshift.tuning.plan import Plan
-from upshift.tuning.trials import Trial, Verdict
+from upshift.tuning.trials import PRESENT, REFUSED_BEFORE, Confirmation, Trial, Verdict
 from upshift.tuning.whole_plans import HANDED_OVER
 
 
@@ -42,6 +42,8 @@ class Ledger(LiveSteps):
         was_demoted: Whether a plan that was adopted has failed.
         untried_seconds: Of training that were left when a candidate was not tried, as it could not pay for itself;
             None where all were tried.
+        confirmation: What the race of the plan that was found against the first one came to, at the end; None where
+            no other was found, or the end was not reached.
         mix: The operators of a step; None where the training is too short to look.
     """
 
@@ -56,7 +58,13 @@ class Ledger(LiveSteps):
     ) -> None:
         self.config = config or TunerConfig()
         account = Account(self.config.allowance_share)
-        super().__init__(plan, loader_for=loader_for, account=account, stop_when_done=self.config.stop_when_done)
+        super().__init__(
+            plan,
+            loader_for=loader_for,
+            device=job.device,
+            account=account,
+            stop_when_done=self.config.stop_when_done,
+        )
         self.trials: list[Trial] = []
         self.on_trial: Callable[[Trial], None] | None = None
         self.notes: list[str] = []
@@ -66,8 +74,10 @@ class Ledger(LiveSteps):
         self.first_data_seconds: float | None = None
         self.was_demoted = False
         self.untried_seconds: float | None = None
+        self.confirmation: Confirmation | None = None
         self.mix: OperatorMix | None = None
         self._job, self._on_adopted = job, on_adopted
+        self._history: Sequence[Mapping[str, Any]] = ()
         self._measures: Reference | None = None
         self._started = clock.now()
         self._speed = 1.0  # of the plan, beside the first plan
@@ -77,13 +87,31 @@ class Ledger(LiveSteps):
         """Of the plan's steps with their waits for data beside the first plan's, by the duels that it won."""
         return self._speed
 
+    @property
+    def saved_interval(self) -> tuple[float, float] | None:
+        """Seconds that were saved at least and at most, by the interval of the confirmed speedup; None without one."""
+        found = self.confirmation
+        if found is None or found.verdict != "confirmed" or found.speedup is None or found.speedup_interval is None:
+            return None
+        low, high = ((speed - 1.0) / (found.speedup - 1.0) for speed in found.speedup_interval)
+        return low * self.account.saved, high * self.account.saved
+
     def _allowance(self, loop: Conducted) -> float:
-        """Seconds that a candidate may lose; there is no limit where tuning is all that is wanted."""
-        assert self.step_seconds is not None and self.data_seconds is not None
+        """Seconds that a candidate may lose now; there is no limit where tuning is all that is wanted."""
         if self.config.stop_when_done:
             return math.inf
-        remaining = loop.remaining_steps * (self.step_seconds + self.data_seconds)
-        return self.account.allowance(clock.now() - self._started + remaining)
+        remaining = self._remaining_seconds(loop)
+        secured = self._secured(remaining)
+        allowance = self.account.allowance(clock.now() - self._started + remaining, secured_seconds=secured)
+        return allowance - max(0.0, -self.account.net - secured)
+
+    def _remaining_seconds(self, loop: Conducted) -> float:
+        assert self.step_seconds is not None and self.data_seconds is not None
+        return loop.remaining_steps * (self.step_seconds + self.data_seconds)
+
+    def _secured(self, remaining_seconds: float) -> float:
+        """Seconds that the plan will save on the steps that remain, beside the first plan."""
+        return remaining_seconds * (self._speed - 1.0)
 
     def _expected_cost(self, candidate: Candidate) -> float:
         assert self.step_seconds is not None
@@ -91,30 +119,30 @@ class Ledger(LiveSteps):
         return candidate.build_seconds + checks * self.step_seconds
 
     def _refusal(self, loop: Conducted, candidate: Candidate, cost: float) -> str | None:
-        assert self.step_seconds is not None and self.data_seconds is not None
-        each = self.step_seconds + self.data_seconds
+        remaining = self._remaining_seconds(loop)
+        spread = cost_spread(candidate.plan(self.plan).compile, self._history)
         self.book_spent()
         return self.account.refusal(
             gain=candidate.gain,
             cost=cost,
-            remaining_seconds=loop.remaining_steps * each,
+            most_cost=cost + (spread - 1.0) * candidate.build_seconds,
+            least_gain=least_gain(candidate.changes, candidate.gain, self._history),
+            remaining_seconds=remaining,
             elapsed_seconds=clock.now() - self._started,
+            secured_seconds=self._secured(remaining),
         )
 
     def _settle(self) -> None:
         """What steps at the plan's speed have saved since the last time, beside the first plan."""
-        self.account.add(self._seconds_of_steps * (self._speed - 1.0))
-        self._seconds_of_steps = 0.0
+        self.account.add(self._steps.take(self._wait) * (self._speed - 1.0))
 
     def _book(self, num_steps: int, seconds: float) -> None:
         """The same for steps of a trial, which would have taken `seconds` each by the plan."""
-        self.account.add(num_steps * seconds * self._speed - self._seconds_of_steps)
-        self._seconds_of_steps = 0.0
+        self.account.add(num_steps * seconds * self._speed - self._steps.take(self._wait))
 
     def _charge(self) -> None:
         """Book what is left of a trial that ended on its way as lost: it may have been a compilation."""
-        self.account.add(-self._seconds_of_steps)
-        self._seconds_of_steps = 0.0
+        self.account.add(-self._steps.take(self._wait))
 
     def _adopt(self, loop: Conducted, plan: Plan, now: Measured, speedup: float) -> None:
         """Make a plan the one that training goes on with.
@@ -164,7 +192,7 @@ class Ledger(LiveSteps):
         fidelity: Fidelity | None = None,
         details: Mapping[str, Any] | None = None,
     ) -> None:
-        if verdict == "not tried" and self.step_seconds is not None:
+        if verdict == "not tried" and self.step_seconds is not None and reason not in (PRESENT, REFUSED_BEFORE):
             self.untried_seconds = max(self.untried_seconds or 0.0, loop.remaining_steps * self.step_seconds)
         interval = duel.interval if duel is not None and math.isfinite(duel.interval.high) else None
         self.trials.append(

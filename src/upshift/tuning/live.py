@@ -14,11 +14,14 @@ from upshift.core import clock
 from upshift.errors import NonFiniteLossError, UpshiftError
 from upshift.training.batches import Tree
 from upshift.training.conductor import Conducted
-from upshift.training.rng import restore_rng_state, rng_state
+from upshift.training.rng import HOST_GENERATORS, restore_rng_state, rng_state
 from upshift.tuning.payback import Account
 from upshift.tuning.plan import Plan
+from upshift.tuning.stopwatch import Stopwatch
 
 NONFINITE_STEPS = 3
+LEAST_STEP_SHARE = 0.01
+"""Of a step with its wait, where the wait seems to take all of it."""
 LOADER_FIELDS = ("data_path", "num_workers")
 
 
@@ -36,11 +39,18 @@ class CandidateRefused(Exception):
 
 @dataclass(frozen=True)
 class Block:
-    """Steps to make with one plan; the first `settle` do not count."""
+    """Steps to make with one plan; the first `settle` do not count.
+
+    Attributes:
+        own_loader: Take batches from the plan's own loader, though it differs from the one in use by its layout alone.
+            Else the step itself brings them into the layout, and its time has that too: a loader gathers them so
+            in less, so that the plan will cost at most this when it has one of its own.
+    """
 
     plan: Plan
     num_steps: int
     settle: int
+    own_loader: bool = False
 
 
 @dataclass(frozen=True)
@@ -64,10 +74,10 @@ class _Timing:
     """The block under way."""
 
     block: Block
+    watch: Stopwatch
     steps: list[float] = field(default_factory=list)
     waits: list[float] = field(default_factory=list)
     num_made: int = 0
-    started: float = 0.0
 
 
 class LiveSteps(ABC):
@@ -79,12 +89,15 @@ class LiveSteps(ABC):
     Args:
         plan: What training begins with.
         loader_for: Makes the loader of a plan; None where batches come from elsewhere.
+        device: Where the steps are made.
         account: Gets the seconds that are spent between steps.
         stop_when_done: End the training with `TuningDone` at the end of the story.
 
     Attributes:
         plan: What steps are made with when no block asks for another.
         batch: The inputs and labels of the step that comes next.
+        live_step_seconds: Of the last step, without its wait for data; on an accelerator, the time from the end of the
+            call before to the end of its own, whose mean over many steps is what a step takes.
         is_complete: Whether the story came to its end.
     """
 
@@ -93,6 +106,7 @@ class LiveSteps(ABC):
         plan: Plan,
         *,
         loader_for: Callable[[Plan], Any] | None,
+        device: torch.device,
         account: Account,
         stop_when_done: bool = False,
     ) -> None:
@@ -107,8 +121,13 @@ class LiveSteps(ABC):
         self._measured: Measured | None = None
         self._failure: CandidateFailed | CandidateRefused | None = None
         self._random: dict[str, torch.Tensor] = {}
-        self._seconds_of_steps = 0.0
+        self._is_asynchronous = device.type != "cpu"
+        self._steps = Stopwatch(is_asynchronous=self._is_asynchronous)
+        self._wait: Callable[[], object] = lambda: None
+        self._draws_on_host: bool | None = None
         self._spending_since = 0.0
+        self.live_step_seconds = 0.0
+        self._last_call: float | None = None
 
     @abstractmethod
     def _tell(self, loop: Conducted) -> Story:
@@ -118,20 +137,37 @@ class LiveSteps(ABC):
     def _demote(self, loop: Conducted, reason: str) -> None:
         """Steps with `plan` fail: make `first_plan` the plan again."""
 
-    def before_step(self, loop: Conducted, inputs: Tree, labels: Tree) -> Tree:
+    def before_step(self, loop: Conducted, inputs: Tree, labels: Tree) -> None:
         """Go on with the story where a block has ended."""
         if self.is_complete and self._stop_when_done:  # a plan that failed after it was adopted has ended it
             raise TuningDone("the plan is found")
+        self._wait = loop.step.wait
         if not self.is_complete and self._timing is None:
+            self._steps.pause(self._wait)
+            self._last_call = None
             self._spending_since = clock.now()
             self.batch = inputs, labels
             try:
                 self._advance(loop)
             finally:
                 self.book_spent()
+        self._keep_random(loop)
+        self._steps.begin()
+        if self._timing is not None and self._timing.num_made >= self._timing.block.settle:
+            if self._timing.num_made == self._timing.block.settle:
+                loop.step.wait()
+            self._timing.watch.begin()
+
+    def _keep_random(self, loop: Conducted) -> None:
+        """Keep the generators as they are before a step that may have to be made again, with the first plan.
+
+        Torch's own take some microseconds. Those of Python and numpy take a hundred times as long, and few models draw
+        from them: they are kept for steps on trial, and later only if the first of those has changed them.
+        """
         if self._is_on_trial:
             self._random = rng_state(loop.device)
-        return loop.step.prepare(inputs)
+        elif self._executed != self.first_plan:
+            self._random = rng_state(loop.device, with_host=self._draws_on_host is not False)
 
     def book_spent(self) -> None:
         """Charge the time since the step before, or since the last call, in which no step was made."""
@@ -146,30 +182,41 @@ class LiveSteps(ABC):
 
     def after_step(self, loop: Conducted, *, step_seconds: float, data_seconds: float) -> None:
         """Note the time of a step."""
-        self._seconds_of_steps += step_seconds + data_seconds
+        self._steps.add(step_seconds=step_seconds, data_seconds=data_seconds)
+        now, self.live_step_seconds = clock.now(), step_seconds
+        if self._is_asynchronous and self._last_call is not None:
+            self.live_step_seconds = max(0.0, now - self._last_call - data_seconds)
+        self._last_call = now
+        if self._draws_on_host is None and self._random:
+            state = rng_state(loop.device)
+            self._draws_on_host = any(not torch.equal(self._random[name], state[name]) for name in HOST_GENERATORS)
         self._random = {}
         timing = self._timing
         if timing is None:
             return
         timing.num_made += 1
         if timing.num_made > timing.block.settle:
+            timing.watch.add(step_seconds=step_seconds, data_seconds=data_seconds)
             timing.steps.append(step_seconds)
             timing.waits.append(data_seconds)
-        elif timing.num_made == timing.block.settle:
-            loop.step.wait()
-            timing.started = clock.now()
         if timing.num_made == timing.block.settle + timing.block.num_steps:
             self._measured, self._timing = self._result_of(loop, timing), None
 
+    def before_pause(self, loop: Conducted) -> None:
+        """Stop the watches while the loop evaluates or saves."""
+        self._steps.pause(loop.step.wait)
+        self._last_call = None
+        if self._timing is not None:
+            self._timing.watch.pause(loop.step.wait)
+
     def _result_of(self, loop: Conducted, timing: _Timing) -> Measured:
-        step_seconds = statistics.median(timing.steps)
         # A mean: batches are gathered several at a time, so that most waits are nothing and some are long.
         data_seconds = statistics.fmean(timing.waits)
-        if loop.device.type != "cpu":
-            # Steps are only launched there: what they take shows when the device has done them all.
-            loop.step.wait()
-            step_seconds = (clock.now() - timing.started) / len(timing.steps) - data_seconds
-        return Measured(step_seconds, data_seconds)
+        if not self._is_asynchronous:
+            return Measured(statistics.median(timing.steps), data_seconds)
+        # Where the device works on while the loop waits for a batch, the wait takes nothing of its own.
+        each = timing.watch.take(loop.step.wait) / len(timing.steps)
+        return Measured(max(each - data_seconds, LEAST_STEP_SHARE * each), min(data_seconds, each))
 
     def on_error(self, loop: Conducted, error: Exception) -> bool:
         """Go back to a plan that worked: of a candidate's failure the story hears, the plan's own demotes it."""
@@ -177,8 +224,7 @@ class LiveSteps(ABC):
             # The error itself is not kept: its traceback holds the tensors of the failed step.
             self._failure, self._timing = _failure(error), None
             self._go_back(loop)
-            if self._random:
-                restore_rng_state(self._random, loop.device)
+            self._draw_again(loop)
             return True
         if self._executed == self.first_plan:
             return False
@@ -194,7 +240,13 @@ class LiveSteps(ABC):
             self._story.close()
         self._demote(loop, f"it failed at step {loop.steps_made + 1}: {first_line(error)}")
         self._go_back(loop)
+        self._draw_again(loop)
         return True
+
+    def _draw_again(self, loop: Conducted) -> None:
+        """Have the step that failed draw the same random numbers when it is made again; a batch draws none."""
+        if self._random:
+            restore_rng_state(self._random, loop.device)
 
     def _go_back(self, loop: Conducted) -> None:
         """Make the following steps as the plan says, with batches from where it takes them."""
@@ -232,7 +284,9 @@ class LiveSteps(ABC):
         """Execute a block's steps from now on; False where the candidate fails at that."""
         try:
             self.execute(loop, block.plan)
-            if any(getattr(block.plan, name) != getattr(self._loader_plan, name) for name in LOADER_FIELDS):
+            if block.own_loader or any(
+                getattr(block.plan, name) != getattr(self._loader_plan, name) for name in LOADER_FIELDS
+            ):
                 self.take_data(loop, block.plan)
         except Exception as error:  # a loader, a layout: training goes on without it
             if block.plan == self.plan:
@@ -240,7 +294,7 @@ class LiveSteps(ABC):
             self._failure = _failure(error)
             self._go_back(loop)
             return False
-        self._timing = _Timing(block)
+        self._timing = _Timing(block, Stopwatch(is_asynchronous=self._is_asynchronous))
         return True
 
     def tell(self, teller: Callable[[Conducted], Story]) -> None:

@@ -139,7 +139,7 @@ class OwnLoop:
                 start = clock.now()
                 inputs, targets = self._next_batch(conductor)
                 waited = clock.now() - start
-                inputs = conductor.before_step(self, inputs, targets)
+                conductor.before_step(self, inputs, targets)
                 start = clock.now()
                 self._make_step(conductor, inputs, targets)
                 conductor.after_step(self, step_seconds=clock.now() - start, data_seconds=waited)

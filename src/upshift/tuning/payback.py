@@ -7,11 +7,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from upshift.tuning.trials import UNDECIDED
+
 PRIOR_COMPILE_SECONDS = {"whole": (5.0, 0.045), "regional": (4.0, 0.03)}
 """Seconds to compile: (at least, for each operator of the step). From 6 s for a perceptron of 60 operators to 45 s for
 a ResNet-50 of 1,500, on 2 cores."""
-SURE_GAIN = 3.0
-"""A saving this many times what is at risk is worth going beyond the allowance."""
+COST_SPREAD = 2.5
+"""Compiling takes at most this many times what is expected, unless earlier trials on this machine show how far they
+spread: on a machine that other programs filled, four networks took 1.2 to 2.4 times as long."""
+LEAST_SEEN_COSTS = 3
+UNSURE_SHARE = 0.1
+"""Of candidates, which may gain less than the gain that is counted on: with fewer than nine trials, that is none."""
 _IMPOSSIBLE = 1e9
 
 
@@ -41,34 +47,94 @@ class Account:
         else:
             self.spent -= seconds
 
-    def allowance(self, total_seconds: float) -> float:
-        """Seconds that may be lost: a share of the training's time, and half of what was won so far."""
-        return self.allowance_share * total_seconds + max(0.0, self.net) / 2
+    def restate(self, share: float) -> None:
+        """Steps were less often or more faster than was thought: of the seconds saved so far, this share is true.
 
-    def refusal(self, *, gain: float, cost: float, remaining_seconds: float, elapsed_seconds: float) -> str | None:
+        Args:
+            share: Below 0 where steps were slower.
+        """
+        saved, self.saved = self.saved, 0.0
+        self.add(share * saved)
+
+    def allowance(self, total_seconds: float, *, secured_seconds: float = 0.0) -> float:
+        """Seconds that may be lost: a share of the training's time, and half of what is won.
+
+        Args:
+            total_seconds: Of the training.
+            secured_seconds: That the plan as it is now will save on the steps that remain.
+        """
+        return self.allowance_share * total_seconds + max(0.0, self.net + secured_seconds) / 2
+
+    def refusal(
+        self,
+        *,
+        gain: float,
+        cost: float,
+        remaining_seconds: float,
+        elapsed_seconds: float,
+        most_cost: float | None = None,
+        least_gain: float = 0.0,
+        secured_seconds: float = 0.0,
+    ) -> str | None:
         """Why a candidate is not worth a trial; None if it is.
 
-        It is where the expected saving exceeds the expected cost, and what is at risk, the cost and what was lost
-        before, is either within the allowance or a fraction of the saving.
+        It is where the expected saving exceeds the expected cost, and what is at risk, the most that it may cost and
+        what was lost before, is either within the allowance, or less than the least that it will save. So whatever
+        is gained in truth: where costs and gains are within these bounds, a training never loses more than its
+        allowance.
 
         Args:
             gain: Share of the remaining time that it is expected to save.
             cost: Seconds that building and trying it is expected to cost.
             remaining_seconds: Of training, as it goes now.
             elapsed_seconds: Of training so far.
+            most_cost: Seconds that it costs at most; None where that is what is expected.
+            least_gain: Share of the remaining time that it saves at least; see `least_gain`.
+            secured_seconds: See `allowance`.
         """
         saving = gain * remaining_seconds
         if saving <= cost:
             remain = f"{remaining_seconds:.3g} s that remain"
             return f"expected to save {saving:.2g} s of the {remain}, and to cost {cost:.2g} s"
-        allowance = self.allowance(elapsed_seconds + remaining_seconds)
-        at_risk = max(0.0, -self.net) + cost
-        if at_risk > allowance and saving < SURE_GAIN * at_risk:
+        allowance = self.allowance(elapsed_seconds + remaining_seconds, secured_seconds=secured_seconds)
+        lost = max(0.0, -self.net - secured_seconds)
+        at_risk = lost + max(cost, most_cost or 0.0)
+        if at_risk > allowance and at_risk > least_gain * remaining_seconds:
             return (
                 f"{at_risk:.2g} s would be at risk, and {allowance:.2g} s may be lost "
                 f"(expected to save {saving:.2g} s of the {remaining_seconds:.3g} s that remain)"
             )
         return None
+
+
+def least_gain(changes: Mapping[str, Any], expected: float, history: Sequence[Mapping[str, Any]]) -> float:
+    """The gain that a candidate has at least, by what such candidates came to on this machine.
+
+    Of n trials before, the share of its expected gain that each came to is known. The next one's is no less than the
+    k-th smallest of them with probability 1 − k/(n + 1), whatever their law, if it is as good as drawn with them
+    (distribution-free prediction bound: Wilks 1941). So nothing is counted on before there are nine.
+
+    Args:
+        changes: Fields of the plan that the candidate changes.
+        expected: Its expected gain.
+        history: Earlier trials, as the cache gives them.
+    """
+    shares = sorted(share for trial in history if (share := _share_come_true(trial, changes)) is not None)
+    k = int(UNSURE_SHARE * (len(shares) + 1))
+    return expected * min(1.0, shares[k - 1]) if k else 0.0
+
+
+def _share_come_true(trial: Mapping[str, Any], changes: Mapping[str, Any]) -> float | None:
+    """The share of its expected gain that a trial of the same changes came to; None of another, or an undecided one."""
+    if trial.get("changes") != dict(changes) or trial.get("verdict") not in ("adopted", "refused", "failed", "demoted"):
+        return None
+    expected, speedup = trial.get("expected_gain"), trial.get("speedup", 1.0)
+    if not all(isinstance(number, int | float) and 0 < number < _IMPOSSIBLE for number in (expected, speedup)):
+        return None
+    if trial.get("reason") == UNDECIDED or (trial["verdict"] == "adopted" and not trial.get("num_rounds")):
+        return None  # not raced to its end; or known from an earlier race, which is in the history itself
+    assert isinstance(expected, int | float) and isinstance(speedup, int | float)
+    return max(0.0, 1.0 - 1.0 / speedup) / expected if trial["verdict"] == "adopted" else 0.0
 
 
 def compile_seconds(scope: str, num_operators: int, history: Sequence[Mapping[str, Any]]) -> float:
@@ -85,6 +151,17 @@ def compile_seconds(scope: str, num_operators: int, history: Sequence[Mapping[st
     if seen:
         return max(1.0, statistics.median(seen[-20:]) * num_operators)
     return at_least + each * num_operators
+
+
+def cost_spread(scope: str, history: Sequence[Mapping[str, Any]]) -> float:
+    """How many times the expected seconds compiling takes at most.
+
+    Args:
+        scope: "whole" or "regional"; anything else is not compiled.
+        history: Earlier trials, as the cache gives them.
+    """
+    rates = [rate for trial in history if trial.get("compile") == scope and (rate := _rate(trial)) is not None][-20:]
+    return COST_SPREAD if len(rates) < LEAST_SEEN_COSTS else max(rates) / statistics.median(rates)
 
 
 def _rate(trial: Mapping[str, Any]) -> float | None:

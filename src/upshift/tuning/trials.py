@@ -6,7 +6,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+UNDECIDED = "tuning ended before it was decided"
+PRESENT, REFUSED_BEFORE = "the plan has it already", "the same plan was refused before"
 Verdict = Literal["adopted", "refused", "failed", "not tried", "demoted"]
+ConfirmationVerdict = Literal["confirmed", "not confirmed", "refuted"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,9 +54,41 @@ class Trial:
     num_operators: int | None = None
     details: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def is_decided(self) -> bool:
+        """Whether there is nothing to be gained by trying it once more in the same job."""
+        return self.verdict in ("adopted", "refused", "failed") and self.reason != UNDECIDED
+
     def __str__(self) -> str:
         return f"{self.name}: {self.verdict}, {self.reason}"
 
     def to_json(self) -> dict[str, Any]:
         """The trial as a JSON object, without what is not known of it."""
         return {name: value for name, value in asdict(self).items() if value is not None and value != {}}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Confirmation:
+    """What came of racing the plan that was found against the first one, once more.
+
+    A plan is adopted change by change, each by a duel that it won; of many that are tried, those win first whose rounds
+    were lucky, so that the product of their ratios is too good. Fresh rounds have no such bias.
+
+    Attributes:
+        verdict: "confirmed": proven faster again; "not confirmed": not proven again, or not raced, and kept;
+            "refuted": no faster, and dropped.
+        reason: In words.
+        speedup: Of a step with its wait for data, beside the first plan; None if not raced.
+        speedup_interval: 95 %.
+        num_rounds: Pairs of live blocks that they rest on.
+    """
+
+    verdict: ConfirmationVerdict
+    reason: str
+    speedup: float | None = None
+    speedup_interval: tuple[float, float] | None = None
+    num_rounds: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """The confirmation as a JSON object."""
+        return asdict(self)

@@ -17,10 +17,13 @@ class Watch:
 
     Args:
         expected_seconds: Of a step.
+        of_single_steps: Whether each step has a time of its own; else, as on an accelerator, which makes them later
+            than they are asked for, only many together have.
     """
 
-    def __init__(self, expected_seconds: float) -> None:
+    def __init__(self, expected_seconds: float, *, of_single_steps: bool = True) -> None:
         self.expected_seconds = expected_seconds
+        self._average = statistics.median if of_single_steps else statistics.fmean
         self._window: list[float] = []
         self._total = 0.0
         self._slow: list[float] = []
@@ -32,7 +35,7 @@ class Watch:
         self._total += step_seconds
         if len(self._window) < WINDOW_STEPS or self._total < WINDOW_SECONDS:
             return None
-        slower = statistics.median(self._window) / self.expected_seconds
+        slower = self._average(self._window) / self.expected_seconds
         self._window, self._total = [], 0.0
         self._slow = [*self._slow, slower] if slower > SLOWER else []
         if len(self._slow) < SLOW_WINDOWS or self._num_alarms == MOST_ALARMS:
