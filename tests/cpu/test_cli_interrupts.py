@@ -27,16 +27,17 @@ def trained(tmp_path_factory: pytest.TempPathFactory, cache_of_the_tests: Path) 
 
 
 def interrupted(arguments: list[str], *, after: str, folder: Path, times: int = 1) -> tuple[int, str]:
-    """The exit code and what stderr says of a command that gets Ctrl-C once a line of stderr has a word."""
+    """The exit code and what stderr says of a command that gets Ctrl-C after a line of stderr with a word."""
     process = subprocess.Popen([*UPSHIFT, *arguments], cwd=folder, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     for line in process.stderr:
         if after in line:
             break
-    for _ in range(times):
-        time.sleep(1.5)
+    for number in range(times):
+        if number:
+            time.sleep(3.0)  # else two signals may be delivered as one
         process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate()
     assert "Traceback" not in err
     return process.returncode, err
 
@@ -80,18 +81,22 @@ def test_a_run_interrupted_in_its_search_is_trained_and_says_how_to_finish(tmp_p
 def test_a_second_ctrl_c_while_training_says_how_to_go_on(tmp_path: Path, trained: Path) -> None:
     recipe = tmp_path / "slow.py"
     recipe.write_text(
-        "import time\nfrom torch import nn\nfrom upshift import Recipe\n"
+        "import os, sys, time\nfrom torch import nn\nfrom upshift import Recipe\n"
         "class Slow(nn.Sequential):\n"
         "    def __init__(self, num_classes: int = 10) -> None:\n"
         "        super().__init__(nn.Flatten(), nn.Linear(64, num_classes))\n"
         "    def forward(self, inputs):\n"
-        "        time.sleep(8.0 if self.training else 0.0)\n"
+        "        if self.training and os.path.exists('slow'):\n"
+        "            print('in a step', file=sys.stderr, flush=True)\n"
+        "            time.sleep(1e6)\n"
         "        return super().forward(inputs)\n"
         "RECIPE = Recipe(name='slow', model=Slow, max_steps=1)\n"
     )
+    (tmp_path / "slow").touch()
     arguments = ["train", "slow.py", "--plan", "baseline", "--out", "run"]
-    code, err = interrupted(arguments, after="training:", folder=tmp_path, times=2)
+    code, err = interrupted(arguments, after="in a step", folder=tmp_path, times=2)
     assert code == 130
     assert f"interrupted; what was saved lies in {tmp_path / 'run'}: go on with --resume --out" in err
+    (tmp_path / "slow").unlink()
     done = subprocess.run([*UPSHIFT, *arguments, "--resume", "--quiet"], cwd=tmp_path, capture_output=True)
     assert done.returncode == 0, done.stderr

@@ -44,7 +44,7 @@ def load(source: str, cache: Path, endpoint: str) -> str:
         "HF_HUB_DISABLE_XET": "1",
     }
     command = [sys.executable, "-c", LOAD, source, str(cache)]
-    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+    result = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert result.returncode == 0, result.stderr
     return result.stdout
 

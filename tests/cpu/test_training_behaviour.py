@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -162,9 +163,10 @@ def test_a_compiled_model_gives_the_same_losses_and_keeps_the_users_names(tmp_pa
 
 
 def test_training_stops_at_its_target_and_says_when(tmp_path: Path) -> None:
+    start = time.perf_counter()
     trained = run(tmp_path, "epochs=30", "target.accuracy=0.9")
     assert trained.result["stopped"] == "target" and trained.result["epochs"] < 30
-    assert 0 < trained.result["time_to_target_seconds"] < 60
+    assert 0 < trained.result["time_to_target_seconds"] < time.perf_counter() - start
     assert trained.result["metrics"]["accuracy"] >= 0.9
 
 

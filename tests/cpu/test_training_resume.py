@@ -67,16 +67,38 @@ def environment() -> dict[str, str]:
     return os.environ | {"OMP_NUM_THREADS": "1"}
 
 
+# The command line in a process that waits, at the step WAITS_AT, until there is the file GO: however late it is killed
+# or interrupted, it has not come to its end.
+WAITING = """
+import os, time
+from upshift.cli import main
+from upshift.core.records import JsonlWriter
+
+write = JsonlWriter.write
+
+def write_and_wait(self, *records):
+    write(self, *records)
+    while records[-1]["step"] >= int(os.environ["WAITS_AT"]) and not os.path.exists(os.environ["GO"]):
+        time.sleep(0.01)
+
+JsonlWriter.write = write_and_wait
+main()
+"""
+
+
 def run_until_step(out: Path, step: int, *more: str, by: signal.Signals) -> int:
-    process = subprocess.Popen(command(out, *more), env=environment())
+    """Send a training a signal, one to six steps after a step, and give its exit code."""
+    go = out.with_name(f"{out.name}-go")
+    go.unlink(missing_ok=True)
+    arguments = [sys.executable, "-c", WAITING, *command(out, *more)[3:]]
+    process = subprocess.Popen(arguments, env=environment() | {"WAITS_AT": str(step + 6), "GO": str(go)})
     metrics = out / "metrics.jsonl"
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        if metrics.is_file() and metrics.read_text().count("\n") >= step:
-            process.send_signal(by)
-            break
+    while not (metrics.is_file() and metrics.read_text().count("\n") >= step):
+        assert process.poll() is None
         time.sleep(0.002)
-    return process.wait(timeout=60)
+    process.send_signal(by)
+    go.touch()
+    return process.wait()
 
 
 @pytest.mark.parametrize("attempt", [0, *(pytest.param(number, marks=pytest.mark.slow) for number in (1, 2))])
