@@ -90,13 +90,12 @@ class BareLoop:
         self._model = job.model()
 
     def __call__(self) -> float:
-        import torch
         from torch.nn import functional as F
 
         from loops.job import FirstBatches
 
         model = self._job.reset(self._model)
-        optimizer = torch.optim.SGD(model.parameters(), lr=self._job.learning_rate, fused=True)
+        optimizer = self._job.optimizer(model, fused=True)
         batches = FirstBatches(self._loader, self._job.num_steps).epoch(0)
         start = time.perf_counter()
         for images, labels in batches:

@@ -91,9 +91,16 @@ class _Progress:
             say(f"round {done} of {self._rounds}")
 
 
+def paired(seconds: Sequence[float], reference: Sequence[float]) -> Interval:
+    """How many times as fast as a reference, from the seconds of each round: of whole runs, which need no warm-up."""
+    subject, other = (TimingResult([[value] for value in values]) for values in (seconds, reference))
+    return speedup(other, subject)
+
+
 def times(interval: Interval) -> str:
-    """A ratio as text: "5.10× (4.98–5.22)"."""
-    return f"{interval.estimate:.2f}× ({interval.low:.2f}–{interval.high:.2f})"
+    """A ratio as text: "5.10× (4.98–5.22)"; without an interval where the rounds were too few for one."""
+    known = f" ({interval.low:.2f}–{interval.high:.2f})" if interval.low > 0 else ""
+    return f"{interval.estimate:.2f}×{known}"
 
 
 def as_list(interval: Interval) -> list[float]:

@@ -13,6 +13,7 @@ from record import RESULTS, VERDICTS
 BEGIN, END = "<!-- results: made by benchmarks/table.py -->", "<!-- end of results -->"
 TITLES = {
     "training-throughput": "Training throughput",
+    "training-peers": "Training against all peers",
     "time-to-accuracy": "Time to the baseline's accuracy",
     "overhead": "Overhead over a bare loop",
     "startup": "Start-up",

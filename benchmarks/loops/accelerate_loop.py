@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import time
-from itertools import islice
 
 import torch
 from accelerate import Accelerator
 from torch.nn import functional as F
 
 from loops.articles import sample_loader
-from loops.job import Job, Turn
+from loops.job import Job, Turn, first_batches
 
 
 class AccelerateLoop:
@@ -20,18 +19,20 @@ class AccelerateLoop:
         self._job = job
         self._accelerator = Accelerator(cpu=job.device.type == "cpu")
         model = job.model()
-        optimizer = torch.optim.SGD(model.parameters(), lr=job.learning_rate)
-        self._model, self._optimizer, self._loader = self._accelerator.prepare(model, optimizer, sample_loader(job))
+        prepared = self._accelerator.prepare(model, job.optimizer(model), sample_loader(job))
+        self._model, self._optimizer, self._loader = prepared
 
-    def __call__(self) -> Turn:
+    def __call__(self, num_steps: int | None = None) -> Turn:
+        num_steps = num_steps or self._job.num_steps
         self._job.reset(self._accelerator.unwrap_model(self._model))
+        self._optimizer.optimizer.state.clear()  # what AdamW remembers is of the weights before
         total_loss = torch.zeros((), device=self._job.device)
         start = time.perf_counter()
-        for images, labels in islice(self._loader, self._job.num_steps):
+        for images, labels in first_batches(self._loader, num_steps):
             self._optimizer.zero_grad()
             loss = F.cross_entropy(self._model(images), labels)
             self._accelerator.backward(loss)
             self._optimizer.step()
             total_loss += loss.detach()
         self._job.synchronize()
-        return Turn(time.perf_counter() - start, float(total_loss) / self._job.num_steps)
+        return Turn(time.perf_counter() - start, float(total_loss) / num_steps)

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from loops.job import Job, Turn
+from loops.job import Job, Turn, first_batches
 
 
 class ArticlesLoop:
@@ -23,13 +23,13 @@ class ArticlesLoop:
         self._loader = sample_loader(job)
         self._model = job.model()
 
-    def __call__(self) -> Turn:
+    def __call__(self, num_steps: int | None = None) -> Turn:
         model, device = self._job.reset(self._model), self._job.device
         criterion = nn.CrossEntropyLoss()
-        optimizer = torch.optim.SGD(model.parameters(), lr=self._job.learning_rate)
+        optimizer = self._job.optimizer(model)
         running_loss, correct, total, step = 0.0, 0, 0, 0
         start = time.perf_counter()
-        for images, labels in self._loader:
+        for images, labels in first_batches(self._loader, num_steps or self._job.num_steps):
             images, labels = images.to(device), labels.to(device)
             optimizer.zero_grad()
             outputs = model(images)
@@ -41,8 +41,6 @@ class ArticlesLoop:
             total += labels.size(0)
             correct += (predicted == labels).sum().item()
             step += 1
-            if step == self._job.num_steps:
-                break
         self._job.synchronize()
         return Turn(time.perf_counter() - start, running_loss / step)
 
@@ -50,9 +48,13 @@ class ArticlesLoop:
 def sample_loader(job: Job) -> DataLoader[tuple[torch.Tensor, int]]:
     """The DataLoader of the articles over a job's training split."""
     info = job.dataset.info
-    transform = Compose([ToTensor(), Normalize(info.mean, info.std)])
     split = job.dataset.splits["train"]
-    dataset = PictureDataset(np.array(split.inputs), np.array(split.labels), transform)
+    dataset: Dataset[tuple[torch.Tensor, int]]
+    if info.kind == "text":
+        dataset = TextDataset(np.array(split.inputs), np.array(split.labels))
+    else:
+        transform = Compose([ToTensor(), Normalize(info.mean, info.std)])
+        dataset = PictureDataset(np.array(split.inputs), np.array(split.labels), transform)
     return DataLoader(dataset, batch_size=job.recipe.batch_size, shuffle=True)
 
 
@@ -72,6 +74,19 @@ class PictureDataset(Dataset[tuple[torch.Tensor, int]]):
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
         return self._transform(Image.fromarray(self._images[index])), self._labels[index]
+
+
+class TextDataset(Dataset[tuple[torch.Tensor, int]]):
+    """Texts that were encoded beforehand, made an int64 tensor each when asked for."""
+
+    def __init__(self, texts: np.ndarray, labels: np.ndarray) -> None:
+        self._texts, self._labels = texts, [int(label) for label in labels]
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        return torch.tensor(self._texts[index], dtype=torch.long), self._labels[index]
 
 
 # torchvision's wheels cannot be imported beside the CPU build of torch. These do for a sample what its transforms of

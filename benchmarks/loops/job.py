@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -15,6 +16,7 @@ from upshift.recipes.overrides import with_overrides
 from upshift.recipes.recipe import Recipe
 from upshift.recipes.record import model_spec
 from upshift.recipes.registry import find_recipe
+from upshift.training.optimizers import decay_groups
 from upshift.training.rng import seed_everything
 from upshift.training.trainer import Loader
 from upshift.tuning.plan import BASELINE, Plan
@@ -22,6 +24,7 @@ from upshift.workflows.datasets import load_data
 from upshift.workflows.preparation import apply_machine_settings
 
 SEED = 0
+Batch = TypeVar("Batch")
 
 
 @dataclass(frozen=True)
@@ -60,10 +63,14 @@ class Job:
         """Samples of a turn."""
         return self.num_steps * self.recipe.batch_size
 
-    @property
-    def learning_rate(self) -> float:
-        """Of plain SGD, which every loop uses."""
-        return self.recipe.optimizer.lr
+    def optimizer(self, model: nn.Module, *, fused: bool = False) -> torch.optim.Optimizer:
+        """The recipe's optimizer, new, by torch.optim: plain SGD or AdamW."""
+        config = self.recipe.optimizer
+        groups = decay_groups(model.named_parameters(), config)
+        kernels = {"fused": True} if fused else {}  # None of it is torch's own choice
+        if config.name == "sgd":
+            return torch.optim.SGD(groups, lr=config.lr, **kernels)
+        return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, **kernels)
 
     def model(self, plan: Plan = BASELINE) -> nn.Module:
         """A new model with the weights, laid out as a plan says."""
@@ -86,8 +93,10 @@ class Job:
 def make_job(name: str, data_dir: Path | None, num_steps: int) -> Job:
     """The job of a recipe; its steps are cut to those of an epoch with whole batches."""
     recipe = with_overrides(find_recipe(name)[0], None, ["epochs=1"])
-    if recipe.optimizer.name != "sgd" or recipe.optimizer.momentum or recipe.optimizer.weight_decay:
-        raise ValueError(f"the loops train by plain SGD, as the articles do; {name} does not")
+    optimizer = recipe.optimizer
+    is_plain_sgd = optimizer.name == "sgd" and not optimizer.momentum and not optimizer.weight_decay
+    if not (is_plain_sgd or optimizer.name == "adamw") or optimizer.options or recipe.schedule.name != "constant":
+        raise ValueError(f"the loops train by plain SGD or AdamW at a constant rate; {name} does not")
     device = apply_machine_settings(BASELINE)
     dataset = load_data(recipe, None, data_dir=data_dir, seed=SEED, on_progress=None)
     assert isinstance(dataset, PackedDataset)  # no torch dataset was handed over
@@ -100,6 +109,14 @@ def make_model(recipe: Recipe, dataset: PackedDataset) -> nn.Module:
     """The recipe's model with the weights that its seed draws."""
     seed_everything(SEED)
     return model_spec(recipe, dataset.info).make()
+
+
+def first_batches(loader: Iterable[Batch], num_batches: int) -> Iterator[Batch]:
+    """So many batches of a loader, which is begun again as often as that takes."""
+    while num_batches > 0:
+        for batch in islice(loader, num_batches):
+            yield batch
+            num_batches -= 1
 
 
 class FirstBatches:

@@ -25,19 +25,20 @@ class LightningTrainer:
         for name in ("lightning.pytorch", "lightning.fabric"):
             logging.getLogger(name).setLevel(logging.ERROR)
 
-    def __call__(self) -> Turn:
+    def __call__(self, num_steps: int | None = None) -> Turn:
+        num_steps = num_steps or self._job.num_steps
         self._job.reset(self._module.model)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of few loader workers; the articles' loader has none either
             trainer = lightning.Trainer(
-                max_epochs=1, limit_train_batches=self._job.num_steps, barebones=True, accelerator="auto", devices=1
+                max_epochs=-1, max_steps=num_steps, barebones=True, accelerator="auto", devices=1
             )
             trainer.fit(self._module, self._loader)
-        return Turn(self._module.seconds, float(self._module.total_loss) / self._job.num_steps)
+        return Turn(self._module.seconds, float(self._module.total_loss) / num_steps)
 
 
 class _Module(lightning.LightningModule):
-    """Loss and optimizer; notes the time of the epoch's batches, without Lightning's set-up and end."""
+    """Loss and optimizer; notes the time of the batches, without Lightning's set-up and end."""
 
     def __init__(self, job: Job) -> None:
         super().__init__()
@@ -52,12 +53,12 @@ class _Module(lightning.LightningModule):
         return loss
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.model.parameters(), lr=self.job.learning_rate)
+        return self.job.optimizer(self.model)
 
-    def on_train_epoch_start(self) -> None:
+    def on_train_start(self) -> None:
         self.total_loss = torch.zeros((), device=self.device)
         self._start = time.perf_counter()
 
-    def on_train_epoch_end(self) -> None:
+    def on_train_end(self) -> None:
         self.job.synchronize()
         self.seconds = time.perf_counter() - self._start

@@ -26,7 +26,7 @@ class ResidentLoop:
     def __call__(self) -> Turn:
         job = self._job
         model = job.reset(self._model)
-        optimizer = torch.optim.SGD(model.parameters(), lr=job.learning_rate, fused=True)
+        optimizer = job.optimizer(model, fused=True)
         total_loss = torch.zeros((), device=job.device)
         correct = torch.zeros((), dtype=torch.int64, device=job.device)
         start = time.perf_counter()

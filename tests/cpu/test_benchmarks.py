@@ -8,6 +8,7 @@ import math
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,48 @@ def test_training_throughput_trains_every_contender_to_about_the_same_loss(data_
             assert facts["samples_per_second"] > 0
             assert math.isclose(facts["mean_loss"], expected, rel_tol=0.1)
     assert any(line.startswith("upshift ") for line in lines)
+
+
+@pytest.mark.slow
+def test_peers_train_the_same_model_and_those_that_are_missing_are_told(data_dir: Path, cache_dir: Path) -> None:
+    options = ("--quick", "--models", "mnist-mlp", "--peers", "articles,careful,keras-jax,upshift")
+    lines, document = parsed(run_script("bench_training_peers.py", cache_dir, *options, "--data-dir", str(data_dir)))
+    figures = document["summary"]["mnist-mlp"]
+    for peer in ("articles", "careful", "upshift"):
+        assert figures[peer]["samples_per_second"] > 0
+        assert math.isclose(figures[peer]["mean_loss"], figures["articles"]["mean_loss"], rel_tol=0.1)
+        # The steps are only a part of a whole job.
+        assert figures[peer]["job_seconds"] > 0 and 0 < figures[peer]["job_share_of_peak"] < 1
+    assert figures["upshift-again"]["num_jobs"] == 1
+    is_installed = find_spec("keras") is not None and find_spec("jax") is not None
+    (row,) = [line for line in lines if line.startswith("Keras on JAX")]
+    assert ("not installed" in row) != is_installed
+    assert set(document["aims"].values()) == {None}
+
+
+@pytest.mark.slow
+def test_peer_whose_process_ends_is_in_the_table_with_the_reason(
+    data_dir: Path, cache_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for package in ("keras", "jax"):
+        (tmp_path / package).mkdir()
+        (tmp_path / package / "__init__.py").write_text("raise ImportError('a broken installation')\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    options = ("--quick", "--models", "mnist-mlp", "--peers", "articles,keras-jax,upshift")
+    lines, document = parsed(run_script("bench_training_peers.py", cache_dir, *options, "--data-dir", str(data_dir)))
+    (row,) = [line for line in lines if line.startswith("Keras on JAX")]
+    assert "failed: ImportError: a broken installation" in row
+    assert document["summary"]["mnist-mlp"]["upshift"]["samples_per_second"] > 0
+
+
+@pytest.mark.slow
+def test_tuning_compares_a_first_and_a_second_run_with_the_baseline(cache_dir: Path) -> None:
+    lines, document = parsed(run_script("bench_tuning.py", cache_dir, "--quick"))
+    (job,) = document["summary"]["jobs"]
+    assert (job["recipe"], job["epochs"], job["rounds"]) == ("digits", 1, 1)
+    assert all(seconds > 0 for seconds in job["seconds"].values())
+    assert 0 <= job["spent_share"]["auto, first run"] < 1
+    assert any(line.startswith("digits, 1 epoch ") for line in lines)
 
 
 @pytest.mark.slow
