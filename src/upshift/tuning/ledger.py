@@ -20,6 +20,9 @@ from upshift.tuning.plan import Plan
 from upshift.tuning.trials import PRESENT, REFUSED_BEFORE, Confirmation, Trial, Verdict
 from upshift.tuning.whole_plans import HANDED_OVER
 
+LOOK_STEPS, LOOK_SECONDS = 10, 0.05
+"""What counting the operators of a step takes: it is made some times, with a profiler that has to start."""
+
 
 class Ledger(LiveSteps):
     """Live steps with books kept on them.
@@ -131,6 +134,18 @@ class Ledger(LiveSteps):
             elapsed_seconds=clock.now() - self._started,
             secured_seconds=self._secured(remaining),
         )
+
+    def _not_worth_a_look(self, loop: Conducted, cheapest: Candidate) -> str | None:
+        """Why the operators of a step are not counted, which tells what compiling would gain; None if they are.
+
+        Whether compiling can be afforded shows later, when other changes may have won the time for it.
+        """
+        assert self.step_seconds is not None
+        saving = cheapest.gain * self._remaining_seconds(loop)
+        if saving > cheapest.build_seconds and LOOK_STEPS * self.step_seconds + LOOK_SECONDS <= self._allowance(loop):
+            return None
+        refusal = self._refusal(loop, cheapest, cheapest.build_seconds)
+        return refusal or "there is no time to look into a step, which tells what it would gain"
 
     def _settle(self) -> None:
         """What steps at the plan's speed have saved since the last time, beside the first plan."""

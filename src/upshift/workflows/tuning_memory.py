@@ -1,0 +1,67 @@
+"""What a tuner has found so far, as a document: later runs of the job, and one that is resumed, begin with it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from upshift.core.files import read_json
+from upshift.core.records import RunFolder
+from upshift.errors import ArtifactError, BadInputError
+from upshift.tuning.config import KnownPlan
+from upshift.tuning.plan import Plan, plan_from_json
+from upshift.tuning.tuner import Tuner
+
+
+def to_document(tuner: Tuner, plan: Plan) -> dict[str, Any] | None:
+    """A tuner's plan with what is known of it; None where there is nothing yet.
+
+    Args:
+        tuner: At its end, or on its way: the document says which.
+        plan: Its plan, with the evidence for it.
+    """
+    made = [trial for trial in tuner.trials if trial.verdict != "not tried"]
+    if tuner.step_seconds is None or not (made or tuner.is_complete):
+        return None
+    return {
+        "plan": plan.to_json(),
+        "step_seconds": tuner.step_seconds,
+        "data_seconds": tuner.data_seconds,
+        "speedup": tuner.speedup,
+        "untried_seconds": tuner.untried_seconds,
+        "build_seconds": sum(trial.build_seconds or 0.0 for trial in made if trial.verdict == "adopted"),
+        # A plan that failed may have failed by chance: it is found anew.
+        "complete": tuner.is_complete and not tuner.was_demoted,
+        "decided": [*tuner.decided_before, *(trial.to_json() for trial in made if trial.is_decided)],
+    }
+
+
+def from_document(document: Mapping[str, Any] | None) -> KnownPlan | None:
+    """The plan of a document; None where it is no such document, or not for this machine."""
+    if document is None:
+        return None
+    try:
+        plan = plan_from_json(document["plan"])
+        plan.check_device()
+        numbers = {name: document[name] for name in ("step_seconds", "data_seconds", "speedup", "build_seconds")}
+        return KnownPlan(
+            plan=plan,
+            **numbers,
+            untried_seconds=document.get("untried_seconds"),
+            is_complete=document.get("complete", True),
+            decided=tuple(document.get("decided", ())),
+        )
+    except (BadInputError, KeyError, TypeError):
+        return None  # of an earlier version of upshift, or written by hand: it is found anew, and replaced
+
+
+def interrupted_in(folder: RunFolder) -> KnownPlan | None:
+    """What the tuning of a run had found when the run was stopped; None where it had come to its end, or not begun."""
+    if not folder.tuning.is_file():
+        return None
+    try:
+        document = read_json(folder.tuning, kind="a run's tuning")
+    except ArtifactError:
+        return None
+    known = from_document(document)
+    return known if known is not None and not known.is_complete else None
