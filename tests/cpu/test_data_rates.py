@@ -11,7 +11,7 @@ import torch
 from upshift.core.cache import TuningCache
 from upshift.core.typed_fields import to_json
 from upshift.data import rates
-from upshift.data.rates import DataRates, data_rates, measure_data_rates
+from upshift.data.rates import DataRates, data_rates, known_data_rates, measure_data_rates
 
 KNOWN = DataRates(jpeg_images_per_second=1000.0, png_images_per_second=9000.0, normalize_images_per_second=1e6)
 
@@ -45,6 +45,19 @@ def test_rates_are_measured_once_a_machine(tmp_path: Path) -> None:
     assert data_rates(cache=TuningCache(tmp_path), environment="here") == KNOWN
     elsewhere = data_rates(cache=TuningCache(tmp_path), environment="elsewhere")
     assert data_rates(cache=TuningCache(tmp_path), environment="elsewhere") == elsewhere != KNOWN
+
+
+def test_a_training_takes_rates_that_are_known_and_measures_none(tmp_path: Path) -> None:
+    cache = TuningCache(tmp_path)
+    assert known_data_rates(cache=cache, environment="here") is None and not list(tmp_path.rglob("*.json"))
+    cache.save("limits", "here", "data", to_json(KNOWN))
+    assert known_data_rates(cache=cache, environment="here") == KNOWN
+
+
+def test_larger_images_become_inputs_at_a_lower_rate() -> None:
+    assert KNOWN.stored_images_per_second((3, 32, 32)) == 1e6
+    assert KNOWN.stored_images_per_second((3, 64, 64)) == pytest.approx(2.5e5)
+    assert KNOWN.stored_images_per_second((1, 28, 28)) == pytest.approx(1e6 * 3072 / 784)
 
 
 @pytest.mark.parametrize(

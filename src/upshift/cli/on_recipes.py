@@ -9,6 +9,7 @@ import typer
 
 from upshift.cli import stdout
 from upshift.cli.options import (
+    AllowOption,
     DataDirOption,
     JsonOption,
     MaxDropOption,
@@ -39,6 +40,7 @@ def run(
     resume: ResumeOption = False,
     data_dir: DataDirOption = None,
     skip_bad: SkipBadOption = False,
+    allow: AllowOption = None,
     max_drop: MaxDropOption = MAX_DROP,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
@@ -58,6 +60,7 @@ def run(
         resume=resume,
         data_dir=data_dir,
         skip_bad=skip_bad,
+        allow=allow or [],
         max_drop=max_drop,
         observers=(terminal,),
         on_data_progress=terminal.on_data,
@@ -96,6 +99,7 @@ def train(
     resume: ResumeOption = False,
     data_dir: DataDirOption = None,
     skip_bad: SkipBadOption = False,
+    allow: AllowOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> Show:
@@ -114,6 +118,7 @@ def train(
         resume=resume,
         data_dir=data_dir,
         skip_bad=skip_bad,
+        allow=allow or [],
         observers=(terminal,),
         on_data_progress=terminal.on_data,
     )
@@ -131,6 +136,7 @@ def tune(
     ] = None,
     data_dir: DataDirOption = None,
     skip_bad: SkipBadOption = False,
+    allow: AllowOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> Show:
@@ -148,6 +154,7 @@ def tune(
         budget_seconds=budget,
         data_dir=data_dir,
         skip_bad=skip_bad,
+        allow=allow or [],
         on_data_progress=terminal.on_data,
         on_trial=terminal.on_event,
     )

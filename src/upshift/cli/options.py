@@ -41,5 +41,12 @@ MaxDropOption = Annotated[float, typer.Option(help="Largest loss of test accurac
 TrustOption = Annotated[
     bool, typer.Option("--trust-code", help="Let a run or an artifact import code that you have not trained with here.")
 ]
+AllowOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="algorithm",
+        help="Let upshift change what is learnt: a larger batch where that is faster, with its learning rate.",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]

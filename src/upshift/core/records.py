@@ -65,6 +65,11 @@ class RunFolder:
         return self.path / "trials.jsonl"
 
     @property
+    def algorithm(self) -> Path:
+        """The batch size that was chosen, where `--allow algorithm` let upshift choose it."""
+        return self.path / "algorithm.json"
+
+    @property
     def artifact(self) -> Path:
         return self.path / "artifact"
 

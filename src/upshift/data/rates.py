@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,6 +40,14 @@ class DataRates:
     png_images_per_second: float
     normalize_images_per_second: float
 
+    def stored_images_per_second(self, shape: Sequence[int]) -> float:
+        """Images of a store that become a model's inputs.
+
+        Args:
+            shape: (C, H, W) of an image.
+        """
+        return self.normalize_images_per_second * (3 * THUMBNAIL_SIDE**2) / max(1, math.prod(shape))
+
     def __post_init__(self) -> None:
         check_fields(self)
         slowest = min(self.jpeg_images_per_second, self.png_images_per_second, self.normalize_images_per_second)
@@ -66,16 +75,29 @@ def data_rates(*, cache: TuningCache | None = None, environment: str | None = No
     """
     cache = TuningCache() if cache is None else cache
     environment = fingerprint(describe()) if environment is None else environment
-    document = cache.load("limits", environment, "data")
-    try:
-        known = None if document is None else dataclass_from_json(document, DataRates)
-    except BadInputError:  # of an older upshift, or edited: measured again and replaced
-        known = None
-    if isinstance(known, DataRates):
+    known = known_data_rates(cache=cache, environment=environment)
+    if known is not None:
         return known
     found = measure_data_rates()
     cache.save("limits", environment, "data", to_json(found))
     return found
+
+
+def known_data_rates(*, cache: TuningCache | None = None, environment: str | None = None) -> DataRates | None:
+    """What was measured before on this machine, without measuring; None if nothing was.
+
+    Args:
+        cache: Where to look; else the usual one.
+        environment: `environment.fingerprint` of this machine, if it is at hand.
+    """
+    cache = TuningCache() if cache is None else cache
+    environment = fingerprint(describe()) if environment is None else environment
+    document = cache.load("limits", environment, "data")
+    try:
+        known = None if document is None else dataclass_from_json(document, DataRates)
+    except BadInputError:  # of an older upshift, or edited: measured again and replaced
+        return None
+    return known if isinstance(known, DataRates) else None
 
 
 def _decoding(file_format: str, side: int) -> Callable[[], object]:

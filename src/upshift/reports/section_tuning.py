@@ -8,7 +8,7 @@ from upshift.core import units
 from upshift.reports.fields import Record, amount, number, record, records, sequence, text
 from upshift.reports.html import Child, Html, label, scrolling_table, tag
 from upshift.reports.records import RunRecords
-from upshift.reports.tuned import adopted_names, why_plain
+from upshift.reports.tuned import adopted_names, algorithm_sentence, split_sentence, why_plain
 
 LOOKS = {"adopted": "chosen", "refused": "refused", "failed": "failed", "demoted": "failed"}
 SIGNS = {"adopted": "✓", "refused": "–", "failed": "✗", "demoted": "✗", "not tried": "·"}
@@ -17,15 +17,16 @@ FIGURES = ("Speedup", "Gradient error", "Cost")
 
 def tuning(run: RunRecords) -> Html | None:
     """The candidates and what became of them; None where the plan was given."""
-    account = record(run.result, "tuning")
-    if not account:
+    account, changed = record(run.result, "tuning"), algorithm_sentence(run.result)
+    if not account and not changed:
         return None
     trials = records(record(run.result, "plan"), "trials")
     return tag(
         "section",
         tag("h2", "Tuning"),
-        tag("p", _outcome(account, trials)),
-        tag("p", _where_time_goes(account)),
+        tag("p", tag("strong", "Algorithm:"), f" {changed}.") if changed else None,
+        tag("p", _outcome(account, trials)) if account else None,
+        tag("p", _where_time_goes(account)) if account else None,
         _table(trials) if trials else None,
     )
 
@@ -58,7 +59,10 @@ def _where_time_goes(account: Record) -> str:
         said += f", and {units.milliseconds(waits * 1e3)}{units.SPACE}ms of waiting for its batch"
     if last is not None and last < first:
         said += f"; it took {units.milliseconds(last * 1e3)}{units.SPACE}ms by the tuned one"
-    return said + "."
+    said += "."
+    if split := split_sentence(account):
+        said += f" By the plain plan a step was {split}." if split.startswith("bound") else f" {split}."
+    return said
 
 
 def _table(trials: Sequence[Record]) -> Html:

@@ -11,7 +11,7 @@ from upshift.reports.candidates import Candidate, Optimization, read_optimizatio
 from upshift.reports.fields import Record, amount, count, number, record, seed, sequence, text
 from upshift.reports.headline import sample_noun, target_reached
 from upshift.reports.lines import EMPTY, Line, columns, wrapped
-from upshift.reports.tuned import tuning_fact
+from upshift.reports.tuned import algorithm_fact, step_fact, tuning_fact
 
 VERDICT_STYLES = {"chosen": "bold green", "refused": "yellow", "failed": "dim"}
 LONGEST_NAME = 21
@@ -94,8 +94,7 @@ def _training(result: Record) -> list[Fact]:
         details = [units.counted(epochs, "epoch")] if epochs is not None else []
         details += [units.rate(speed)] if speed is not None else []
         rows.append(("training", units.duration(seconds), ", ".join([*details, *([target] if target else [])])))
-    if (tuned := tuning_fact(result)) is not None:
-        rows.append(tuned)
+    rows += [fact for fact in (algorithm_fact(result), step_fact(result), tuning_fact(result)) if fact is not None]
     return rows
 
 

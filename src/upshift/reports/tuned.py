@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from upshift.core import units
-from upshift.reports.fields import Record, number, record, records, sequence, text
+from upshift.reports.fields import Record, amount, count, number, record, records, sequence, text
 from upshift.reports.lines import EMPTY, Line, columns, wrapped
+from upshift.reports.profile_facts import parts_of
 
 FIRST_AGAIN = "the first plan again"
 STYLES = {"adopted": "bold green", "refused": "", "failed": "yellow", "demoted": "yellow", "not tried": "dim"}
@@ -22,7 +23,11 @@ def tuning_lines(result: Mapping[str, Any], *, width: int | None = None) -> list
     """
     speedup = number(result, "speedup")
     lines = wrapped(f"  {text(result, 'recipe')}: {_gain(speedup)}", indent="  ", style="bold", width=width)
+    if said := algorithm_sentence(result):
+        lines += wrapped(f"  {said}", indent="  ", style="yellow", width=width)
     lines += [EMPTY, *trial_lines(records(record(result, "plan"), "trials"), width=width)]
+    if said := split_sentence(record(result, "tuning")):
+        lines += [EMPTY, *wrapped(f"  before: {said}", indent="  ", width=width)]
     lines += _limit(record(record(result, "tuning"), "limit"), width)
     notes = [note for note in sequence(result, "notes") if isinstance(note, str)]
     lines += [line for note in notes for line in wrapped(f"! {note}", indent="  ", style="yellow", width=width)]
@@ -59,9 +64,66 @@ def tuning_fact(result: Record) -> tuple[str, str, str] | None:
     return "plan", "tuned", f"{', '.join(adopted)}: {saved}"
 
 
+def algorithm_fact(result: Record) -> tuple[str, str, str] | None:
+    """What was changed of the algorithm: a name, a value, and how; None where nothing was allowed."""
+    said = algorithm_sentence(result)
+    adopted = record(result, "algorithm").get("adopted") is True
+    return ("algorithm", "changed" if adopted else "as it was", said) if said else None
+
+
+def algorithm_sentence(result: Record) -> str:
+    """What was changed of what is learnt, as it was allowed."""
+    changed = record(result, "algorithm")
+    rates = record(changed, "rates")
+    sizes = [count(changed, "batch_size"), count(changed, "new_batch_size")]
+    before, after = (amount(rates, str(size)) for size in sizes)
+    if before is None or after is None:
+        return ""
+    if changed.get("adopted") is not True:
+        return f"the batch stays at {sizes[0]} samples: no larger one was clearly faster ({units.rate(before)})"
+    rate, new_rate = amount(changed, "learning_rate"), amount(changed, "new_learning_rate")
+    said = f"batches of {sizes[1]} in place of {sizes[0]} samples ({units.rate(before)} → {units.rate(after)})"
+    if rate is not None and new_rate is not None:
+        said += f", learning rate {units.setting(rate)} → {units.significant(new_rate)} ({text(changed, 'rule')} rule)"
+    if warmup := amount(changed, "warmup_fraction"):
+        said += f", warm-up over {units.percent(warmup)} of the steps"
+    return f"{said}: what is learnt is no longer the recipe's"
+
+
+def step_fact(result: Record) -> tuple[str, str, str] | None:
+    """Where the time of a step went by the first plan: a name, a value, and the parts; None without tuning."""
+    tuning = record(result, "tuning")
+    seconds, said = amount(record(tuning, "split"), "seconds"), split_sentence(tuning)
+    return ("step", units.duration(seconds), said) if seconds is not None and said else None
+
+
+def split_sentence(tuning: Record) -> str:
+    """Where the time of a step went by the first plan, and what its loader and its steps could do alone."""
+    split = record(tuning, "split")
+    if not split:
+        return ""
+    parts = [f"{part.title} {units.percent(part.share)}" for part in parts_of(split) if part.share >= 0.005]
+    bound = text(split, "bound_by")
+    said = f"bound by {bound} ({', '.join(parts)})"
+    if split.get("looked_into") is not True:
+        waited = next(part.share for part in parts_of(split) if part.field == "data_wait")
+        said = f"{units.percent(waited)} of it waiting for data; there was no time to look into the rest"
+    ceilings = [
+        f"{title} {units.rate(speed)}"
+        for title, field in (
+            ("without waiting", "synthetic_samples_per_second"),
+            ("the loader alone", "loader_samples_per_second"),
+        )
+        if (speed := amount(split, field)) is not None
+    ]
+    return f"{said}; {', '.join(ceilings)}" if ceilings else said
+
+
 def adopted_names(trials: Sequence[Record]) -> list[str]:
     """What the plan has beyond the plain one; nothing where that was taken again in the end."""
-    names = [text(trial, "name") for trial in trials if text(trial, "verdict") == "adopted"]
+    names = [
+        text(trial, "name") for trial in trials if text(trial, "verdict") == "adopted" and text(trial, "tier") != "C"
+    ]
     return [] if names and names[-1] == FIRST_AGAIN else names
 
 
@@ -72,7 +134,7 @@ def why_plain(tuning: Record, trials: Sequence[Record]) -> str:
         return "what was adopted before was dropped again"
     if tuning.get("from_cache") is True:
         return "an earlier run of the same job found nothing faster"
-    tried = sum(verdict != "not tried" for verdict in verdicts)
+    tried = sum(text(trial, "verdict") != "not tried" and text(trial, "tier") != "C" for trial in trials)
     if tried:
         return f"{units.counted(tried, 'candidate')} tried, none proven faster"
     if trials:

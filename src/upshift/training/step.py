@@ -55,7 +55,10 @@ class TrainingStep:
         self._model, self._loss, self._optimizer, self._device = model, loss, optimizer, device
         self._clip_grad_norm = config.clip_grad_norm
         self._max_nonfinite = config.max_nonfinite_steps
-        self._batch_size = self._most_samples = config.batch_size
+        self._batch_size = config.batch_size
+        # That fit in memory, with activations kept and with activations recomputed.
+        self._most_samples = {False: config.batch_size, True: config.batch_size}
+        self._recomputes = execution.activation_checkpointing
         self._executor = Executor(model, optimizer, device, execution)
         self._skips_on_device = self._can_skip_on_device()
         self.micro_batch_size = min(execution.micro_batch_size or config.batch_size, config.batch_size)
@@ -85,7 +88,9 @@ class TrainingStep:
         self.synchronize()
         self._executor.apply(execution)
         self._skips_on_device = self._can_skip_on_device()
-        self.micro_batch_size = min(execution.micro_batch_size or self._batch_size, self._most_samples)
+        self._recomputes = execution.activation_checkpointing
+        most = self._most_samples[self._recomputes]
+        self.micro_batch_size = min(execution.micro_batch_size or self._batch_size, most)
         self._count_on_device()
 
     def _count_on_device(self) -> None:
@@ -250,7 +255,7 @@ class TrainingStep:
     @property
     def largest_batch(self) -> int | None:
         """Samples that are known to fit in memory at a time, after running out of it; else None."""
-        return self.micro_batch_size if self._has_halved else None
+        return min(self.micro_batch_size, self._most_samples[False]) if self._has_halved else None
 
     @property
     def gave_up(self) -> bool:
@@ -291,10 +296,17 @@ class TrainingStep:
                 received="out of memory at a micro-batch of 1",
                 hint="use a smaller model or image size, or a device with more memory",
             )
-        self.micro_batch_size = self._most_samples = math.ceil(self.micro_batch_size / 2)
+        self.micro_batch_size = math.ceil(self.micro_batch_size / 2)
         self._has_halved = True
+        self._limit_samples(self.micro_batch_size)
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
+
+    def _limit_samples(self, most: int) -> None:
+        """Take no more samples at a time than `most`; where activations are kept, they need at least as much memory."""
+        self._most_samples[False] = min(self._most_samples[False], most)
+        if self._recomputes:
+            self._most_samples[True] = most
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
@@ -312,7 +324,7 @@ class TrainingStep:
         self._has_halved = state["has_halved"]
         if self._has_halved:  # what memory forced stays; what the plan said then does not
             self.micro_batch_size = min(self.micro_batch_size, state["micro_batch_size"])
-            self._most_samples = self.micro_batch_size
+            self._limit_samples(self.micro_batch_size)
         self.num_skipped, self.num_skipped_in_a_row = state["num_skipped"], state["num_skipped_in_a_row"]
         self._count_on_device()
         if self.scaler is not None and state["scaler"] is not None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeAlias, TypedDict, Unpack
 
 Bound: TypeAlias = Literal["data", "overhead", "compute", "memory bandwidth", "synchronization", "communication"]
 
+NO_WAIT_SHARE = 0.05
+"""Of a step: taking a batch that is ready takes some time too."""
 SLOWEST_KERNELS = 10.0
 """Times the machine's limit that the kernels of a usual model take at most; what takes longer is not kernels."""
 
@@ -95,63 +95,83 @@ class StepFacts(TypedDict, total=False):
 
     Attributes:
         batch_size: Samples of a step.
+        num_steps: That were timed.
+        overhead_share: Share of the step on the way to its kernels; where it is missing, all that takes longer than
+            ten times the limit of the machine is taken for overhead.
+        synchronization_share: Share of the step in which the host reads values back.
         flops: Floating-point operations of a step.
         bytes_moved: Bytes that a step must read and write.
         peak_flops_per_second: What the machine can compute.
         peak_bytes_per_second: What its memory can move.
-        num_operators: Operators of a step; where it is missing, all that takes longer than ten times the limit of the
-            machine is taken for overhead.
-        seconds_per_operator: What the host spends on calling one.
+        loader_samples_per_second: Of the loader alone; see `loader_ceiling`.
     """
 
     batch_size: int
+    num_steps: int
+    overhead_share: float | None
+    synchronization_share: float
     flops: float
     bytes_moved: float
     peak_flops_per_second: float
     peak_bytes_per_second: float
-    num_operators: int | None
-    seconds_per_operator: float
+    loader_samples_per_second: float | None
 
 
-def bound_by(data_seconds: Sequence[float], step_seconds: Sequence[float], **facts: Unpack[StepFacts]) -> Bound:
-    """What a training is bound by, from what its loop can time by itself; see `estimate_breakdown`."""
-    return estimate_breakdown(data_seconds, step_seconds, **facts).bound_by
-
-
-def estimate_breakdown(
-    data_seconds: Sequence[float], step_seconds: Sequence[float], **facts: Unpack[StepFacts]
-) -> Breakdown:
-    """The parts of a step from what a training loop can time by itself, without watching operators.
-
-    Waiting is a mean, as loaders make several batches at once: one batch of many waits for all of them. The step is a
-    median, which a burst of something else on the machine does not move.
+def estimate_breakdown(data_seconds: float, step_seconds: float, **facts: Unpack[StepFacts]) -> Breakdown:
+    """The parts of a step from what a training loop can time by itself, and what is known of its operators.
 
     Args:
-        data_seconds: How long the loop waited for each batch.
-        step_seconds: How long each step took.
+        data_seconds: The wait for a batch; a mean, as loaders make several batches at once: one of many waits for all.
+        step_seconds: Of a step without it; a median, which a burst of something else on the machine does not move.
         facts: What is known of a step beside.
 
     Returns:
-        The breakdown; without any limit to compare with, the whole step counts as computing.
+        The breakdown. Without any limit to compare with, and without its operators, the whole step counts as
+        computing. The ceiling of synthetic data is the step without its waits.
     """
-    data = statistics.fmean(data_seconds) if data_seconds else 0.0
-    step = statistics.median(step_seconds) if step_seconds else 0.0
     arithmetic = _seconds(facts.get("flops", 0.0), facts.get("peak_flops_per_second", 0.0))
     memory = _seconds(facts.get("bytes_moved", 0.0), facts.get("peak_bytes_per_second", 0.0))
     limit = max(arithmetic, memory)
-    num_operators = facts.get("num_operators")
-    if num_operators is not None:
-        overhead = min(num_operators * facts.get("seconds_per_operator", 0.0), step)
+    synchronization = min(1.0, facts.get("synchronization_share", 0.0)) * step_seconds
+    overhead_share = facts.get("overhead_share")
+    if overhead_share is not None:
+        overhead = min(overhead_share * step_seconds, step_seconds - synchronization)
     else:
-        overhead = max(0.0, step - SLOWEST_KERNELS * limit) if limit > 0 else 0.0
+        overhead = max(0.0, step_seconds - synchronization - SLOWEST_KERNELS * limit) if limit > 0 else 0.0
+    batch_size = facts.get("batch_size", 1)
     return Breakdown(
-        batch_size=facts.get("batch_size", 1),
-        num_steps=len(step_seconds),
-        data_wait=data,
+        batch_size=batch_size,
+        num_steps=facts.get("num_steps", 0),
+        data_wait=data_seconds,
         host_overhead=overhead,
-        device_compute=step - overhead,
+        device_compute=max(0.0, step_seconds - overhead - synchronization),
+        synchronization=synchronization,
         memory_share=(1.0 if memory > arithmetic else 0.0) if limit > 0 else None,
+        loader_samples_per_second=facts.get("loader_samples_per_second"),
+        synthetic_samples_per_second=batch_size / step_seconds if step_seconds > 0 else None,
     )
+
+
+def loader_ceiling(
+    batch_size: int, data_seconds: float, step_seconds: float, *, works_ahead: bool, at_best: float | None
+) -> float | None:
+    """Samples a second of a loader alone, from what a loop waits for it; None where that tells nothing.
+
+    A loader that works between the steps makes a batch in the time that the loop waits for it. One that works ahead,
+    in other processes, and lets the loop wait all the same makes batches as fast as the loop takes them; where there is
+    no wait, it is at least as fast, and what the machine reaches at best is all that is known.
+
+    Args:
+        batch_size: Samples of a batch.
+        data_seconds: The wait for one.
+        step_seconds: Of a step without it.
+        works_ahead: Whether batches are made while steps are.
+        at_best: Samples a second that this machine makes of stored ones at best; None if unknown.
+    """
+    seconds = data_seconds
+    if works_ahead:
+        seconds = data_seconds + step_seconds if data_seconds > NO_WAIT_SHARE * step_seconds else 0.0
+    return batch_size / seconds if seconds > 0 else at_best
 
 
 def _seconds(amount: float, per_second: float) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -10,7 +11,10 @@ import torch
 from torch import nn
 
 from upshift.core.environment import num_usable_cores
+from upshift.core.limits import Limits
 from upshift.training.execution import repeated_blocks
+from upshift.tuning.breakdown import Breakdown
+from upshift.tuning.memory import StepMemory
 from upshift.tuning.operators import OperatorMix
 from upshift.tuning.payback import compile_seconds
 from upshift.tuning.plan import Plan
@@ -40,6 +44,8 @@ class Job:
         data_path: Where they come from by the first plan.
         num_cores: Usable.
         fast_dtypes: Precisions in which this machine multiplies faster than in fp32.
+        limits: What this machine can do; None where that was not measured.
+        stored_samples_per_second: That this machine turns into the model's inputs at best; None if unknown.
     """
 
     device: torch.device
@@ -54,6 +60,8 @@ class Job:
     data_path: str = ""
     num_cores: int = field(default_factory=num_usable_cores)
     fast_dtypes: tuple[str, ...] = ()
+    limits: Limits | None = None
+    stored_samples_per_second: float | None = None
 
 
 def job_of(model: nn.Module, device: torch.device, batch_size: int, **facts: Any) -> Job:
@@ -101,38 +109,46 @@ class Observed:
     """What the first steps showed.
 
     Attributes:
-        step_seconds: Of a step, without its wait for data.
-        data_seconds: The wait for a batch.
+        split: Where the time of a step goes.
         mix: The operators of a step; None where the training is too short to look.
+        memory: What a step needs of the memory; None where nothing is known of it.
         history: Earlier trials on this machine.
     """
 
-    step_seconds: float
-    data_seconds: float
+    split: Breakdown
     mix: OperatorMix | None = None
+    memory: StepMemory | None = None
     history: Sequence[Mapping[str, Any]] = field(default_factory=tuple)
 
     @property
-    def data_share(self) -> float:
-        """The share of a step's time that the loop waits for its batch."""
-        return self.data_seconds / (self.data_seconds + self.step_seconds)
+    def step_seconds(self) -> float:
+        """Of a step, without its wait for data."""
+        return self.split.seconds - self.split.data_wait
+
+    def share(self, *parts: str) -> float:
+        """The share of a step's time, its wait included, in parts of its split; the most that they can be.
+
+        Where nobody looked into a step, each part of it but the wait may be all of it.
+        """
+        if self.split.seconds <= 0.0:
+            return 0.0
+        known = self.mix is not None or set(parts) == {"data_wait"}
+        seconds = sum(self.split.parts[part] for part in parts) if known else self.step_seconds
+        return seconds / self.split.seconds
 
 
 def candidates(job: Job, plan: Plan, observed: Observed) -> list[Candidate]:
-    """What to try beside a plan: cheap and promising first, what has to be compiled last."""
-    of_steps = [
+    """What to try beside a plan. What attacks the largest part of a step promises the most, and is tried first."""
+    found = [
+        *_data_paths(job, plan, observed),
         *_layouts(job, plan, observed),
         *_threads(job, plan, observed),
         *_optimizers(plan, observed),
-        *_micro_batches(job, plan),
-        *_precisions(job, plan),
+        *_micro_batches(job, plan, observed),
+        *_checkpointing(job, plan, observed),
+        *_precisions(job, plan, observed),
         *_compiled(job, plan, observed),
-    ]
-    # What makes steps faster does nothing for the wait: of a loop that waits for data, workers are the more promising.
-    share = 1.0 - observed.data_share
-    found = [
-        *_data_paths(job, plan, observed),
-        *(replace(candidate, gain=share * candidate.gain) for candidate in of_steps),
+        *_cuda_graphs(job, plan, observed),
     ]
     found = [candidate for candidate in found if candidate.plan(plan) != plan]
     return found if plan.compile == "none" else [_with_compiling(candidate, plan, observed) for candidate in found]
@@ -140,7 +156,7 @@ def candidates(job: Job, plan: Plan, observed: Observed) -> list[Candidate]:
 
 def _with_compiling(candidate: Candidate, plan: Plan, observed: Observed) -> Candidate:
     """What changes how a compiled step computes has it compiled anew."""
-    if set(candidate.changes) <= KEPT_WHEN_COMPILED:
+    if set(candidate.changes) <= KEPT_WHEN_COMPILED or "compile" in candidate.changes:
         return candidate
     num_operators = observed.mix.num_calls if observed.mix is not None else USUAL_OPERATORS
     seconds = compile_seconds(plan.compile, num_operators, observed.history)
@@ -148,9 +164,10 @@ def _with_compiling(candidate: Candidate, plan: Plan, observed: Observed) -> Can
 
 
 def _data_paths(job: Job, plan: Plan, observed: Observed) -> list[Candidate]:
-    if observed.data_share < DATA_WAIT_SHARE:
+    waited = observed.share("data_wait")
+    if waited < DATA_WAIT_SHARE:
         return []
-    waits = f"the loop waits {observed.data_share:.0%} of its time for data"
+    waits = f"the loop waits {waited:.0%} of its time for data"
     found = []
     if "worker" in job.data_paths:
         for num_workers in sorted({1, max(1, job.num_cores - 1), job.num_cores}):
@@ -170,7 +187,7 @@ def _data_paths(job: Job, plan: Plan, observed: Observed) -> list[Candidate]:
                 Candidate(
                     name=name,
                     changes={"data_path": path, "num_workers": 0},
-                    gain=0.4 * observed.data_share,
+                    gain=0.4 * _avoidable_share(job, observed),
                     reason=waits,
                 )
             )
@@ -179,10 +196,17 @@ def _data_paths(job: Job, plan: Plan, observed: Observed) -> list[Candidate]:
 
 def _hidden_share(num_workers: int, plan: Plan, observed: Observed) -> float:
     """The share of a step's time, its wait included, that workers take away at best: they load while steps are made."""
-    before = observed.step_seconds + observed.data_seconds
+    before = observed.split.seconds
     # With workers already, the wait is what they do not keep up with; without, it is the loading itself.
-    loading = plan.num_workers * before if plan.num_workers else observed.data_seconds
+    loading = plan.num_workers * before if plan.num_workers else observed.split.data_wait
     return max(0.0, 1.0 - max(observed.step_seconds, loading / num_workers) / before)
+
+
+def _avoidable_share(job: Job, observed: Observed) -> float:
+    """The share of a step's time that loading otherwise can spare: not what turning bytes into numbers takes at best,
+    which the loop does by itself wherever the bytes come from."""
+    at_best = job.batch_size / job.stored_samples_per_second if job.stored_samples_per_second else 0.0
+    return max(0.0, observed.split.data_wait - at_best) / observed.split.seconds
 
 
 def _layouts(job: Job, plan: Plan, observed: Observed) -> list[Candidate]:
@@ -192,7 +216,7 @@ def _layouts(job: Job, plan: Plan, observed: Observed) -> list[Candidate]:
         Candidate(
             name="channels_last",
             changes={"memory_format": "channels_last"},
-            gain=0.08,
+            gain=0.1 * observed.share("device_compute"),
             reason="the model has 2-D convolutions",
         )
     ]
@@ -213,7 +237,8 @@ def _threads(job: Job, plan: Plan, observed: Observed) -> list[Candidate]:
         Candidate(
             name=f"{threads} thread{'s' if threads > 1 else ''}",
             changes={"num_threads": threads},
-            gain=0.05,
+            # More threads share the arithmetic; fewer of them wait less for each other at each of many operators.
+            gain=0.06 * observed.share("device_compute" if threads > current else "host_overhead"),
             reason=f"a step of {observed.step_seconds * 1e3:.2g} ms on {current} threads",
         )
         for threads in sorted(wanted)
@@ -227,30 +252,48 @@ def _optimizers(plan: Plan, observed: Observed) -> list[Candidate]:
         Candidate(
             name="fused optimizer",
             changes={"fused_optimizer": True},
-            gain=0.05,
+            gain=max(0.02, 0.15 * observed.share("host_overhead")),
             reason="one kernel for all parameters in place of several for each",
         )
     ]
 
 
-def _micro_batches(job: Job, plan: Plan) -> list[Candidate]:
+def _micro_batches(job: Job, plan: Plan, observed: Observed) -> list[Candidate]:
     # Batch norm's statistics are those of the micro-batch: with it, splitting changes what is learnt.
     if job.device.type != "cpu" or job.couples_samples or not job.can_split:
         return []
     size = (plan.micro_batch_size or job.batch_size) // 2
-    if size < MIN_MICRO_BATCH or job.batch_size < 256:
+    was_split = observed.memory is not None and observed.memory.num_parts > 1  # by what memory there is
+    if size < MIN_MICRO_BATCH or job.batch_size < 256 or was_split:
         return []
     return [
         Candidate(
             name=f"micro-batches of {size}",
             changes={"micro_batch_size": size},
-            gain=0.03,
+            gain=0.04 * observed.share("device_compute"),
             reason="activations of fewer samples may stay in the cache",
         )
     ]
 
 
-def _precisions(job: Job, plan: Plan) -> list[Candidate]:
+def _checkpointing(job: Job, plan: Plan, observed: Observed) -> list[Candidate]:
+    memory = observed.memory
+    if memory is None or not memory.binds or plan.activation_checkpointing or not job.num_blocks:
+        return []
+    # Fewer and larger parts would change what batch norm sees: a run must not learn otherwise as it is tuned.
+    if memory.num_parts > 1 and job.couples_samples:
+        return []
+    return [
+        Candidate(
+            name="activation checkpointing",
+            changes={"activation_checkpointing": True},
+            gain=min(0.3, 0.05 + 0.05 * math.log2(memory.num_parts)) * (1.0 - observed.share("data_wait")),
+            reason=memory.reason,
+        )
+    ]
+
+
+def _precisions(job: Job, plan: Plan, observed: Observed) -> list[Candidate]:
     if plan.precision != "fp32":
         return []
     return [
@@ -258,7 +301,7 @@ def _precisions(job: Job, plan: Plan) -> list[Candidate]:
             name=precision,
             changes={"precision": precision},
             tier="B",
-            gain=0.2,
+            gain=0.25 * observed.share("device_compute"),
             reason=f"this machine multiplies faster in {precision}",
         )
         for precision in job.fast_dtypes
@@ -288,7 +331,8 @@ def _compiled(job: Job, plan: Plan, observed: Observed) -> list[Candidate]:
     mix = observed.mix
     if mix is None or not _can_compile(job, plan):
         return []
-    gain = min(MAX_COMPILE_GAIN, 0.5 * mix.fusible_share + 0.5 * mix.overhead_share)
+    step_share = 1.0 - observed.share("data_wait")
+    gain = step_share * min(MAX_COMPILE_GAIN, 0.5 * mix.fusible_share + 0.5 * mix.overhead_share)
     shares = f"{mix.fusible_share:.0%} of the step could be fused, {mix.overhead_share:.0%} is overhead"
     found = []
     if job.num_blocks > 1:
@@ -311,3 +355,21 @@ def _compiled(job: Job, plan: Plan, observed: Observed) -> list[Candidate]:
         )
     )
     return found
+
+
+def _cuda_graphs(job: Job, plan: Plan, observed: Observed) -> list[Candidate]:
+    mix = observed.mix
+    if mix is None or job.device.type != "cuda" or job.changes_size or plan.compile_mode not in (None, "default"):
+        return []
+    scope = "whole" if plan.compile == "none" else plan.compile
+    # Replaying a graph spares most of the launches, beside what compiling does for the kernels.
+    spared = 0.8 * mix.overhead_share + (0.5 * mix.fusible_share if plan.compile == "none" else 0.0)
+    return [
+        Candidate(
+            name="CUDA graphs",
+            changes={"compile": scope, "compile_mode": "reduce-overhead"},
+            gain=(1.0 - observed.share("data_wait")) * min(MAX_COMPILE_GAIN, spared),
+            build_seconds=compile_seconds(scope, mix.num_calls, observed.history),
+            reason=f"{mix.overhead_share:.0%} of the step is overhead, which a recorded graph has but once",
+        )
+    ]

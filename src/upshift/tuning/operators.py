@@ -17,6 +17,7 @@ QUIET_KINETO = "99"
 """libkineto writes lines of its own progress to stderr; this level has none."""
 
 _DENSE = ("mm", "matmul", "linear", "conv", "attention", "lstm", "gru", "embedding")
+_READ_BACK = "aten::_local_scalar_dense"
 _PARTS_OF_DENSE = ("mkldnn_", "cudnn_", "_flash_", "_efficient_")
 
 
@@ -29,12 +30,14 @@ class OperatorMix:
         fusible_share: Share of the step's time in operators that pass over memory once for little arithmetic:
             activations, norms, pooling, copies. A compiler makes fewer passes of them.
         overhead_share: Share of the step's time spent on the way to kernels and not in them, at most 0.9.
+        synchronization_share: Share of the step's time in which the host reads values back from the device.
         seconds: What finding this out took.
     """
 
     num_calls: int
     fusible_share: float
     overhead_share: float
+    synchronization_share: float
     seconds: float
 
 
@@ -59,14 +62,20 @@ def operator_mix(step: Callable[[], object], step_seconds: float, device: torch.
     def own(event: torch.autograd.profiler_util.FunctionEventAvg) -> float:
         return float(event.self_device_time_total if device.type == "cuda" else event.self_cpu_time_total)
 
+    reading = sum(event.cpu_time_total for event in events if event.key == _READ_BACK) * 1e-6
     total = sum(own(event) for event in events) or 1.0
     fusible = sum(own(event) for event in events if not _is_dense(event.key)) / total
     if device.type == "cuda":
-        overhead = max(0.0, 1.0 - total * 1e-6 / step_seconds)
+        # While the device has nothing to do, it waits for a value to be read or for the host's next launch.
+        idle = max(0.0, 1.0 - total * 1e-6 / step_seconds)
+        synchronization = min(idle, reading / step_seconds)
+        overhead = idle - synchronization
     else:
         overhead = num_calls * DISPATCH_SECONDS / step_seconds
+        synchronization = min(1.0, reading / step_seconds)
     overhead = min(0.9, overhead)
-    return OperatorMix(num_calls, max(0.0, fusible * (1.0 - overhead)), overhead, clock.now() - start)
+    fusible = max(0.0, fusible * (1.0 - overhead))
+    return OperatorMix(num_calls, fusible, overhead, synchronization, clock.now() - start)
 
 
 def _is_dense(name: str) -> bool:

@@ -8,16 +8,14 @@ from dataclasses import replace
 from typing import Any
 
 from upshift.core import clock
-from upshift.core.flops import StepCost, step_cost
 from upshift.core.load import LoadMeter
 from upshift.core.racing import Contender, Race, RaceConfig
 from upshift.training.batches import num_samples
 from upshift.training.conductor import Conducted
-from upshift.tuning.candidates import Candidate, Job, Observed, candidates, cheapest_compilation
+from upshift.tuning.candidates import Candidate, Job, candidates
 from upshift.tuning.compiler import CompilerCounts
 from upshift.tuning.config import KnownPlan, TunerConfig
 from upshift.tuning.fidelity import Fidelity, Reference
-from upshift.tuning.ledger import Ledger
 from upshift.tuning.live import (
     LOADER_FIELDS,
     Block,
@@ -27,14 +25,13 @@ from upshift.tuning.live import (
     Story,
     first_line,
 )
-from upshift.tuning.operators import operator_mix
+from upshift.tuning.observer import FIRST_STEPS, Observer
 from upshift.tuning.plan import BASELINE, Plan
 from upshift.tuning.trials import Verdict
 from upshift.tuning.watch import Watch
 from upshift.tuning.whole_plans import first_candidate, handed_over_candidate, known_candidate
 
 MIN_STEPS = 80
-FIRST_STEPS = 12
 SETTLE_STEPS = 2
 BLOCK_SECONDS = 0.01
 MAX_BLOCK_STEPS = 16
@@ -45,7 +42,7 @@ RECOMPILES_ALLOWED = 3
 SLOWER_THAN_RECORDED = 1.25
 
 
-class Tuner(Ledger):
+class Tuner(Observer):
     """Races candidates on live steps.
 
     A step that times a candidate is a training step like any other: candidates of tier A do the same
@@ -63,7 +60,6 @@ class Tuner(Ledger):
 
     Attributes:
         took_known: Whether training went on with the plan of an earlier run.
-        cost: Operations and bytes of a step's forward and backward pass; None where the training is too short to look.
     """
 
     def __init__(
@@ -78,10 +74,9 @@ class Tuner(Ledger):
         known: KnownPlan | None = None,
         handed_over: Plan | None = None,
     ) -> None:
-        super().__init__(plan, job=job, loader_for=loader_for, config=config, on_adopted=on_adopted)
+        super().__init__(plan, job=job, loader_for=loader_for, config=config, history=history, on_adopted=on_adopted)
         self.took_known = False
-        self.cost: StepCost | None = None
-        self._history, self._known = history, known
+        self._known = known
         self._whole_plans = [] if handed_over is None else [handed_over_candidate(self._fit(handed_over), plan)]
         self._of_challenger: Measured | None = None
         self._refused: list[Plan] = []
@@ -115,7 +110,7 @@ class Tuner(Ledger):
         if loop.remaining_steps < MIN_STEPS and not self._stop_when_done:
             self.notes.append(f"{loop.remaining_steps} steps are too few to tune on")
             return
-        first = yield Block(self.plan, num_steps=FIRST_STEPS, settle=FIRST_STEPS // 2)
+        first = yield from self._first_steps(loop)
         self.step_seconds = self.first_step_seconds = first.step_seconds
         self.data_seconds = self.first_data_seconds = first.data_seconds
         if self._known is not None and (yield from self._take_known(loop, self._known)):
@@ -192,13 +187,13 @@ class Tuner(Ledger):
 
     def _race(self, loop: Conducted, first: Measured) -> Story:
         """Challenge the plan with one candidate after another, the most promising first."""
-        self._measure_mix(loop, first.step_seconds)
+        self._look_into_step(loop, first)
         config = RaceConfig(budget_seconds=self.config.budget_seconds, seed=self.config.seed)
         self._contest = Race("the plan", config=config, clock=clock.now)
         entered: dict[str, Candidate] = {}
         while True:
             num_entered = len(entered)
-            for candidate in self._candidates():
+            for candidate in self._candidates(loop):
                 if candidate.name not in entered:
                     entered[candidate.name] = candidate
                     cost = self._expected_cost(candidate)
@@ -240,32 +235,13 @@ class Tuner(Ledger):
         if self._watch is not None:
             self._watch.expected_seconds = self.step_seconds
 
-    def _candidates(self) -> list[Candidate]:
+    def _candidates(self, loop: Conducted) -> list[Candidate]:
         """What may be faster than the plan as it is now; whole plans before all else."""
         assert self.step_seconds is not None and self.data_seconds is not None
         if any(candidate.changes for candidate in self._whole_plans):
             found, self._whole_plans = self._whole_plans, []
             return found
-        observed = Observed(
-            step_seconds=self.step_seconds, data_seconds=self.data_seconds, mix=self.mix, history=self._history
-        )
-        return candidates(self._job, self.plan, observed)
-
-    def _measure_mix(self, loop: Conducted, step_seconds: float) -> None:
-        """Look into a step, where there is time enough to compile it."""
-        cheapest = cheapest_compilation(self._job, self.plan)
-        if not self.config.stop_when_done:
-            if cheapest is None:
-                return
-            refusal = self._refusal(loop, cheapest, cheapest.build_seconds)
-            if refusal is not None:
-                self._record(loop, cheapest, "not tried", refusal, cheapest.build_seconds)
-                return
-        try:
-            self.cost = step_cost(loop.model, lambda: loop.step.gradients(*self.batch))
-            self.mix = operator_mix(lambda: loop.step.gradients(*self.batch), step_seconds, self._job.device)
-        except Exception as error:  # of a profiler that is in use elsewhere, of a model that it cannot see through
-            self.notes.append(f"nothing was compiled, as the step could not be looked into: {first_line(error)}")
+        return candidates(self._job, self.plan, self._observed(loop))
 
     def _challenge(self, loop: Conducted, candidate: Candidate) -> Story:
         """Check a candidate, race it against the plan, and adopt it if it is proven faster."""

@@ -21,7 +21,11 @@ def differences(plan: Plan, base: Plan) -> dict[str, Any]:
 
 def known_candidate(known: KnownPlan, base: Plan) -> Candidate:
     """The plan that an earlier run of the same job found."""
-    adopted = [trial.get("name") for trial in known.plan.trials if trial.get("verdict") == "adopted"]
+    adopted = [
+        trial.get("name")
+        for trial in known.plan.trials
+        if trial.get("verdict") == "adopted" and trial.get("tier") != "C"
+    ]
     names = " + ".join(str(name).split(", known")[0] for name in adopted) or "the plan"
     return _candidate(
         f"{names}, known from an earlier run",

@@ -25,6 +25,7 @@ EXAMPLES = {
     "top_k": "top_k=3",
     "max_drop": "max_drop=0.005",
     "batch_size": "batch_size=1",
+    "allow": 'allow=("algorithm",)',
     "budget_seconds": "budget_seconds=60",
     "candidates": 'candidates=["onnxruntime"]',
     "resume": "resume=True",

@@ -19,10 +19,13 @@ from upshift.core.limits import Limits, known_limits, limits
 from upshift.core.records import RunFolder
 from upshift.core.roofline import share_of_limit
 from upshift.core.slowdowns import slowdown_counts, slowdowns
+from upshift.core.typed_fields import to_json
 from upshift.data.dataset import PackedDataset
 from upshift.data.loaders import Loader, free_memory_bytes
+from upshift.data.rates import DataRates, data_rates, known_data_rates
 from upshift.data.torch_datasets import TorchDataset
 from upshift.errors import BadInputError
+from upshift.tuning.batch_size import ChangedAlgorithm
 from upshift.tuning.candidates import Job, job_of
 from upshift.tuning.config import KnownPlan, TunerConfig
 from upshift.tuning.plan import BASELINE, Plan, load_plan, plan_from_json, read_plan
@@ -84,13 +87,25 @@ class LiveTuning:
         tuner: Conducts the training.
     """
 
-    def __init__(self, prepared: Prepared, config: TunerConfig, *, use_cache: bool, handed_over: Plan | None) -> None:
+    def __init__(
+        self,
+        prepared: Prepared,
+        config: TunerConfig,
+        *,
+        use_cache: bool,
+        handed_over: Plan | None,
+        changed: ChangedAlgorithm | None,
+    ) -> None:
+        self._changed = changed
         self._cache = TuningCache()
         self._description = environment.describe()  # now: a plan may change the number of threads
         self._environment = environment.fingerprint(self._description)
         self._subject = _subject(prepared)
         self._counts = slowdown_counts()
-        self._limits = self._limits_of(prepared.device, measure=config.stop_when_done)
+        # Measuring takes seconds, which a training does not spend on it.
+        find_limits, find_rates = (limits, data_rates) if config.stop_when_done else (known_limits, known_data_rates)
+        self._limits = find_limits(prepared.device, cache=self._cache, environment=self._environment)
+        self._data_rates = find_rates(cache=self._cache, environment=self._environment)
         self._known = self._known_plan() if use_cache and handed_over is None else None
         self._folder: RunFolder | None = None
 
@@ -107,7 +122,7 @@ class LiveTuning:
 
         self.tuner = Tuner(
             prepared.plan,
-            job=_job(prepared, fast_dtypes(self._limits)),
+            job=_job(prepared, self._limits, self._data_rates),
             loader_for=loader_for,
             config=config,
             history=self._cache.trials(self._environment),
@@ -133,10 +148,11 @@ class LiveTuning:
 
     def plan(self) -> Plan:
         """The best plan so far, with the evidence for it."""
+        first = [self._changed.trial()] if self._changed is not None else []
         return replace(
             self.tuner.plan,
             environment=self._description,
-            trials=tuple(trial.to_json() for trial in self.tuner.trials),
+            trials=tuple(trial.to_json() for trial in [*first, *self.tuner.trials]),
         )
 
     @property
@@ -169,11 +185,6 @@ class LiveTuning:
             }
             self._cache.save_plan(self._environment, self._subject, document)
 
-    def _limits_of(self, device: torch.device, *, measure: bool) -> Limits | None:
-        """What this machine can do; measuring takes seconds, which a training does not spend on it."""
-        find = limits if measure else known_limits
-        return find(device, cache=self._cache, environment=self._environment)
-
     def _limit_share(self) -> dict[str, Any] | None:
         """How near a step of the plan comes to what this machine can do; None where that was not measured."""
         tuner = self.tuner
@@ -198,7 +209,7 @@ class LiveTuning:
 
     def to_json(self) -> dict[str, Any]:
         """The tuning part of a result; the trials are in its plan."""
-        tuner = self.tuner
+        tuner, split = self.tuner, self.tuner.first_split
         return {
             "seconds": tuner.account.spent,
             "saved_seconds": tuner.account.saved,
@@ -209,6 +220,8 @@ class LiveTuning:
             "step_seconds": tuner.step_seconds,
             "data_seconds": tuner.first_data_seconds,
             "limit": self._limit_share(),
+            "split": split.to_json() | {"looked_into": tuner.mix is not None} if split is not None else None,
+            "data_rates": to_json(self._data_rates) if self._data_rates is not None else None,
         }
 
 
@@ -218,6 +231,7 @@ def start_tuning(
     config: TunerConfig | None = None,
     use_cache: bool = True,
     handed_over: Plan | None = None,
+    changed: ChangedAlgorithm | None = None,
 ) -> LiveTuning:
     """The tuner of a training that is about to start.
 
@@ -226,8 +240,9 @@ def start_tuning(
         config: How to go about it.
         use_cache: Begin with the plan that an earlier run of the same job found on this machine.
         handed_over: A plan from elsewhere, to be measured before all else.
+        changed: What became of the batch size, where changing it was allowed.
     """
-    return LiveTuning(prepared, config or TunerConfig(), use_cache=use_cache, handed_over=handed_over)
+    return LiveTuning(prepared, config or TunerConfig(), use_cache=use_cache, handed_over=handed_over, changed=changed)
 
 
 def fast_dtypes(machine: Limits | None) -> tuple[str, ...]:
@@ -245,8 +260,9 @@ def _fits_once_more(prepared: Prepared) -> bool:
     return prepared.dataset.splits["train"].inputs.nbytes <= free_memory_bytes(prepared.device) // 2
 
 
-def _job(prepared: Prepared, fast_dtypes: tuple[str, ...]) -> Job:
-    of_torch = isinstance(prepared.dataset, TorchDataset)
+def _job(prepared: Prepared, machine: Limits | None, rates: DataRates | None) -> Job:
+    info, of_torch = prepared.dataset.info, isinstance(prepared.dataset, TorchDataset)
+    is_stored = rates is not None and info.kind == "image" and not of_torch and prepared.device.type == "cpu"
     return job_of(
         prepared.model,
         prepared.device,
@@ -254,8 +270,10 @@ def _job(prepared: Prepared, fast_dtypes: tuple[str, ...]) -> Job:
         changes_size=any(stage.image_size is not None for stage in prepared.recipe.stages),
         data_paths=("worker",) if of_torch else ("resident", "mmap") if _fits_once_more(prepared) else ("mmap",),
         data_path=prepared.loaders.train.data_path,
-        fast_dtypes=fast_dtypes,
+        fast_dtypes=fast_dtypes(machine),
         num_cores=num_usable_cores(),
+        limits=machine,
+        stored_samples_per_second=rates.stored_images_per_second(info.input_shape) if rates and is_stored else None,
     )
 
 

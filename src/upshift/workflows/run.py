@@ -44,6 +44,7 @@ def run(
     data: Mapping[str, Any] | None = None,
     data_dir: str | Path | None = None,
     skip_bad: bool = False,
+    allow: Sequence[str] = (),
     max_drop: float = MAX_DROP,
     observers: Sequence[Observer] = (),
     on_data_progress: Callable[[str, int, int], None] | None = None,
@@ -62,6 +63,7 @@ def run(
         data=data,
         data_dir=data_dir,
         skip_bad=skip_bad,
+        allow=allow,
         observers=observers,
         on_data_progress=on_data_progress,
     )

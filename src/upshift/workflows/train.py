@@ -22,7 +22,9 @@ from upshift.training.metrics import collect_logits, evaluate_logits, within
 from upshift.training.rng import seed_everything
 from upshift.training.tensorboard import TensorBoardObserver
 from upshift.training.trainer import Observer, TrainingResult
+from upshift.tuning.batch_size import ChangedAlgorithm, checked_allowed
 from upshift.tuning.plan import Plan
+from upshift.workflows.algorithm import keep, with_allowed
 from upshift.workflows.arguments import verb
 from upshift.workflows.evaluate import evaluation_record
 from upshift.workflows.folders import link_latest, open_run_folder
@@ -68,6 +70,7 @@ def train(
     data: Mapping[str, Any] | None = None,
     data_dir: str | Path | None = None,
     skip_bad: bool = False,
+    allow: Sequence[str] = (),
     observers: Sequence[Observer] = (),
     on_data_progress: Callable[[str, int, int], None] | None = None,
 ) -> TrainedRun:
@@ -85,6 +88,7 @@ def train(
             optionally "validation".
         data_dir: Where named datasets are looked for.
         skip_bad: Leave bad rows of the data out and report them, instead of refusing.
+        allow: ("algorithm",) lets upshift change what is learnt: the batch size, and the learning rate with it.
         observers: Who watches the training.
         on_data_progress: Called with (description, done, total) while data are packed.
 
@@ -94,6 +98,7 @@ def train(
         NonFiniteLossError: The loss stayed NaN or infinite.
     """
     refuse_while_importing("train")
+    checked_allowed(allow)
     start = plan_to_start_with(plan, Path(out) if out and resume else None)
     prepared = prepare_training(
         recipe,
@@ -106,14 +111,17 @@ def train(
         skip_bad=skip_bad,
         on_data_progress=on_data_progress,
     )
+    kept = RunFolder(Path(out)).algorithm if out and resume else None
+    prepared, changed = with_allowed(prepared, allow, kept=kept)
     record, model = prepared.record, prepared.model
-    tuning = start_tuning(prepared, handed_over=start.handed_over) if start.tunes else None
+    tuning = start_tuning(prepared, handed_over=start.handed_over, changed=changed) if start.tunes else None
     trainer = prepared.trainer(tuning.tuner if tuning else None)
     with open_run_folder(prepared.recipe.name, Path(out) if out else None, resume=resume) as folder:
         if resume:
             check_same_run(read_json(folder.recipe, kind="a run's recipe"), record)
         vouch(record.spec.reference)
         write_json(folder.recipe, record.to_json())
+        keep(changed, folder.algorithm)
         start.plan.save(folder.plan)
         if tuning is not None:
             tuning.keep_plan_in(folder)
@@ -123,8 +131,9 @@ def train(
         link_latest(folder)
         seed_everything(seed)
         trained = trainer.train(folder, (*observers, tensorboard), resume=resume)
-        command = reproduction_command(record, overrides, plan, data_dir)
-        result = _record_result(trained, prepared, tuning, folder, command)
+        settings = changed.settings if changed is not None else ()
+        command = reproduction_command(record, [*overrides, *settings], plan, data_dir)
+        result = _record_result(trained, prepared, tuning, changed, folder, command)
     return TrainedRun(folder, result, model.to("cpu"))
 
 
@@ -132,6 +141,7 @@ def _record_result(
     trained: TrainingResult,
     prepared: Prepared,
     tuning: LiveTuning | None,
+    changed: ChangedAlgorithm | None,
     folder: RunFolder,
     command: list[str],
 ) -> dict[str, Any]:
@@ -163,6 +173,7 @@ def _record_result(
         "seed": record.seed,
         "plan": plan.to_json(),
         "tuning": tuning.to_json() if tuning is not None else None,
+        "algorithm": changed.to_json() if changed is not None else None,
         "device": next(model.parameters()).device.type,
         "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
         "epochs": math.ceil(progress.step / len(loaders.train)),

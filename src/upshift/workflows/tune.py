@@ -19,12 +19,14 @@ from upshift.core.reference import refuse_while_importing
 from upshift.errors import ConfigError, Interrupted, StorageError, TrainingInterrupted
 from upshift.recipes.recipe import Recipe
 from upshift.training.rng import seed_everything
+from upshift.tuning.batch_size import checked_allowed
 from upshift.tuning.config import TunerConfig
 from upshift.tuning.live import TuningDone
 from upshift.tuning.own_loop import OwnLoop
 from upshift.tuning.plan import BASELINE, Plan
 from upshift.tuning.tuner import Tuner
 from upshift.tuning.undisturbed import undisturbed
+from upshift.workflows.algorithm import with_allowed
 from upshift.workflows.arguments import verb
 from upshift.workflows.live_tuning import LiveTuning, fast_dtypes, start_tuning
 from upshift.workflows.preparation import Prepared, prepare_training, torch_settings_put_back
@@ -40,7 +42,7 @@ class TunedPlan:
         plan: The plan, with the trials that it was chosen by.
         speedup: Of a step, beside the plain plan.
         notes: What the user should know.
-        result: All of it for scripts: {"recipe", "plan", "tuning", "speedup", "path", "notes"}.
+        result: All of it for scripts: {"recipe", "plan", "tuning", "algorithm", "speedup", "path", "notes"}.
     """
 
     plan: Plan
@@ -69,6 +71,7 @@ def tune(
     data: Mapping[str, Any] | Iterable[Any] | Dataset[Any] | None = None,
     data_dir: str | Path | None = None,
     skip_bad: bool = False,
+    allow: Sequence[str] = (),
     on_data_progress: Callable[[str, int, int], None] | None = None,
     on_trial: Callable[[str], None] | None = None,
 ) -> TunedPlan:
@@ -92,6 +95,7 @@ def tune(
             another iterable of batches: (inputs, targets), or a mapping of named inputs.
         data_dir: Where named datasets are looked for.
         skip_bad: Leave bad rows of the data out.
+        allow: ("algorithm",) tunes at the batch size that upshift would choose, and names it; see `train`.
         on_data_progress: Called with (description, done, total) while data are packed.
         on_trial: Called with a line of text for each candidate.
 
@@ -105,6 +109,12 @@ def tune(
             "tune takes a recipe or a model",
             received="both" if recipe is not None else "neither",
             hint='tune("digits"), or tune(model=model, loss=loss, data=loader)',
+        )
+    if checked_allowed(allow) and model is not None:
+        raise ConfigError(
+            "the batch size of a loop of your own is your loader's",
+            received=f"allow={tuple(allow)!r} with a model",
+            hint="leave allow out, or tune a recipe",
         )
     path = _plan_file(out)
     if budget_seconds is not None and budget_seconds <= 0:
@@ -130,11 +140,23 @@ def tune(
         skip_bad=skip_bad,
         on_data_progress=on_data_progress,
     )
-    tuning = start_tuning(prepared, config=config, use_cache=False)
+    prepared, changed = with_allowed(prepared, allow)
+    tuning = start_tuning(prepared, config=config, use_cache=False, changed=changed)
     _tell_trials(tuning.tuner, on_trial)
     stopped = _make_steps(prepared, tuning)
     tuning.remember()
-    result = {"recipe": prepared.recipe.name, "tuning": tuning.to_json(), "notes": tuning.notes}
+    notes = [*tuning.notes]
+    if changed is not None and changed.adopted:
+        notes.append(
+            f"the plan was found at a batch size of {changed.new_batch_size}, which is not the recipe's: "
+            f"train by it with {' '.join(f'--set {setting}' for setting in changed.settings)}"
+        )
+    result = {
+        "recipe": prepared.recipe.name,
+        "tuning": tuning.to_json(),
+        "algorithm": changed.to_json() if changed is not None else None,
+        "notes": notes,
+    }
     return _result(result, tuning.plan(), tuning.tuner, path, stopped)
 
 
@@ -209,7 +231,7 @@ def _tune_model(
             stopped = "stopped by SIGINT"
     trials = tuple(trial.to_json() for trial in tuner.trials)
     plan = replace(tuner.plan, environment=description, trials=trials)
-    result = {"recipe": None, "tuning": None, "notes": [*tuner.notes, *loop.notes]}
+    result = {"recipe": None, "tuning": None, "algorithm": None, "notes": [*tuner.notes, *loop.notes]}
     return _result(result, plan, tuner, path, stopped)
 
 
