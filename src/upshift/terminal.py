@@ -56,22 +56,24 @@ class Terminal:
         self._close()
         self._say(text)
 
-    def on_start(self, *, steps_per_epoch: int, epochs: int, step: int) -> None:
-        """A training begins, maybe after a resume at `step`."""
+    def on_start(self, *, steps_per_epoch: int, epochs: int, total_steps: int, step: int) -> None:
+        """A training of at most `total_steps` begins, maybe after a resume at `step`."""
         self._close()
-        self._steps_per_epoch, self._epochs = steps_per_epoch, epochs
+        # An epoch that the last step falls into is one of those to come, though it is not made to its end.
+        self._epochs, self._total_steps = min(epochs, -(-total_steps // steps_per_epoch)), total_steps
         self._figures, self._unsaid = {}, None
         self._said_at = time.monotonic()
         self._recent.clear()
         self._recent.append((self._said_at, step))
         if not self._live and step == 0:
             steps = units.counted(steps_per_epoch, "step")
-            self._say(f"training: {units.counted(epochs, 'epoch')} of {steps}")
+            end = f", {total_steps:,} in all" if total_steps < epochs * steps_per_epoch else ""
+            self._say(f"training: {units.counted(self._epochs, 'epoch')} of {steps}{end}")
 
     def on_progress(self, *, step: int, epoch: int, batch: int) -> None:
         """A step was done; called at most twice a second."""
         if self._live:
-            self._draw(self._epoch(epoch), step, self._steps_per_epoch * self._epochs)
+            self._draw(self._epoch(epoch), step, self._total_steps)
 
     def on_record(self, record: dict[str, Any]) -> None:
         """A line of metrics.jsonl was written."""
@@ -98,7 +100,7 @@ class Terminal:
 
     def _say_record(self, record: dict[str, Any]) -> None:
         self._said_at, self._unsaid = time.monotonic(), None
-        step, total = record["step"], self._steps_per_epoch * self._epochs
+        step, total = record["step"], self._total_steps
         left = _clock(self._seconds_left(step, total))
         parts = {"what": self._epoch(record["epoch"]), "steps": f"step {step:,}/{total:,}", "left": left}
         self._say(_joined(parts | self._figures))

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from upshift.terminal import progress_line, training_figures
+from upshift.terminal import Terminal, progress_line, training_figures
 
 RECORD: dict[str, Any] = {
     "step": 276,
@@ -34,7 +34,7 @@ TRAINING = """
 import json, sys, time
 from upshift.terminal import Terminal
 terminal = Terminal(quiet="quiet" in sys.argv)
-terminal.on_start(steps_per_epoch=23, epochs=12, step=0)
+terminal.on_start(steps_per_epoch=23, epochs=12, total_steps=276, step=0)
 for step in (1, 2, 250, 260, 276):
     terminal.on_progress(step=step, epoch=(step - 1) // 23, batch=0)
     time.sleep(0.45)
@@ -143,3 +143,13 @@ def test_what_is_shown_grows_with_the_width() -> None:
         "epoch 3/20  ━╌╌╌╌╌╌╌╌╌╌╌  69/460  0:07 left  loss 0.324  test 98.6 %  13,300/s",
         f"epoch 3/20  ━━━{17 * '╌'}  69/460  0:07 left  loss 0.324  accuracy 99.8 %  test 98.6 %  13,300 samples/s",
     ]
+
+
+def test_a_training_of_at_most_so_many_steps_is_shown_to_its_own_end(capsys: pytest.CaptureFixture[str]) -> None:
+    terminal = Terminal(quiet=False)
+    terminal.on_start(steps_per_epoch=23, epochs=10, total_steps=30, step=0)
+    terminal.on_record(RECORD | {"step": 30, "epoch": 1})
+    terminal.on_end()
+    first, last = capsys.readouterr().err.splitlines()
+    assert first == "training: 2 epochs of 23 steps, 30 in all"
+    assert last.startswith("epoch 2/2  step 30/30") and "left" not in last

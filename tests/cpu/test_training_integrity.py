@@ -15,6 +15,7 @@ from torch import nn
 
 from upshift import BadInputError, DataConfig, OptimizerConfig, Recipe, evaluate, predict, train
 from upshift.core.records import RunFolder
+from upshift.errors import ArtifactError
 from upshift.training.config import TrainingConfig
 from upshift.training.ema import ExponentialMovingAverage
 from upshift.training.loss import CrossEntropy
@@ -197,13 +198,44 @@ def test_a_field_that_an_optimizer_does_not_take_is_refused_or_used(field: str) 
 
 
 def test_damaged_checkpoints_do_not_outlive_the_new_ones(tmp_path: Path) -> None:
-    run(tmp_path / "run", "checkpoint_every_steps=10", "keep_checkpoints=1", "epochs=2")
+    run(tmp_path / "run", "checkpoint_every_steps=10", "keep_checkpoints=2", "epochs=2")
     checkpoints = tmp_path / "run" / "checkpoints"
-    (damaged,) = checkpoints.iterdir()
-    (damaged / "state.json").write_text("{}")
-    result = run(tmp_path / "run", "checkpoint_every_steps=10", "keep_checkpoints=1", "epochs=1", resume=True)
-    assert any("damaged" in note for note in result["notes"])
-    assert sorted(path.name for path in checkpoints.iterdir()) == [f"damaged-{damaged.name}", "step-23"]
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["step-40", "step-46"]
+    (checkpoints / "step-46" / "state.json").write_text("{}")
+    result = run(tmp_path / "run", "checkpoint_every_steps=10", "keep_checkpoints=1", "epochs=2", resume=True)
+    assert any("damaged" in note for note in result["notes"]) and result["resumed_from_step"] == 40
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["damaged-step-46", "step-46"]
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_is_not_begun_anew_over_its_records(tmp_path: Path) -> None:
+    run(tmp_path / "run", "keep_checkpoints=1", "epochs=1")
+    (checkpoint,) = (tmp_path / "run" / "checkpoints").iterdir()
+    (checkpoint / "state.safetensors").unlink()
+    before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    with pytest.raises(ArtifactError, match="each is damaged"):
+        run(tmp_path / "run", "epochs=2", resume=True)
+    assert checkpoint.is_dir() and (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_checkpoint_of_a_newer_format_is_not_taken_for_a_damaged_one(tmp_path: Path) -> None:
+    run(tmp_path / "run", "checkpoint_every_steps=10", "epochs=1")
+    checkpoints = tmp_path / "run" / "checkpoints"
+    newest = checkpoints / "step-23" / "state.json"
+    newest.write_text(json.dumps(json.loads(newest.read_text()) | {"version": 2}))
+    before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    with pytest.raises(ArtifactError, match="upgrade upshift"):
+        run(tmp_path / "run", "epochs=2", resume=True)
+    assert newest.is_file() and (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize(("schedule", "is_noted"), [("cosine", True), ("constant", False)])
+def test_a_resume_that_stretches_the_schedule_says_so(tmp_path: Path, schedule: str, is_noted: bool) -> None:
+    options = (f"schedule.name={schedule}",)
+    run(tmp_path / "run", *options, "epochs=1")
+    same = run(tmp_path / "run", *options, "epochs=1", resume=True)
+    assert not any("schedule" in note for note in same["notes"])
+    longer = run(tmp_path / "run", *options, "epochs=2", resume=True)
+    assert any("over 46 steps from step 23 on, and was over 23" in note for note in longer["notes"]) == is_noted
 
 
 def test_a_run_folder_has_one_writer(tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
             **checkpoint.state,
         }
         state["sha256"] = _state_hash(state)
-        write_bytes(temporary / STATE, json.dumps(state, allow_nan=False).encode())
+        write_bytes(temporary / STATE, json.dumps(finite(state), allow_nan=False).encode())
     return path
 
 
@@ -82,15 +82,31 @@ def save_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
             ) from error
 
 
+class _OtherFormatError(ArtifactError):
+    """A checkpoint of another version of upshift: nothing is wrong with it."""
+
+
 def load_latest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint that is whole, and a warning for each that is not."""
+    """The newest checkpoint that is whole, and a warning for each that is not; None where none was saved yet.
+
+    Raises:
+        ArtifactError: There are checkpoints, and none is whole; or the newest is of another format.
+    """
     warnings: list[str] = []
     for step in reversed(saved_steps(folder)):
         path = checkpoint_folder(folder, step)
         try:
             return load_checkpoint(path), warnings
+        except _OtherFormatError:
+            raise
         except ArtifactError as error:
             warnings.append(f"checkpoint {path.name} is damaged and was passed over ({error.received})")
+    if warnings:
+        raise ArtifactError(
+            "a run that has saved checkpoints is resumed from one that is whole",
+            received=f"{folder}, where each is damaged: {'; '.join(warnings)}",
+            hint="start anew, without --resume and with another --out",
+        )
     return None, warnings
 
 
@@ -98,17 +114,21 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint and check its hashes.
 
     Raises:
-        ArtifactError: A file is missing, cut short, altered, or of a newer format.
+        ArtifactError: A file is missing, cut short, altered, or of another format.
     """
     state = read_json(path / STATE, kind="a checkpoint's state")
     hint = "the checkpoint before it is used where there is one"
+    # Before the hash, which another format may take otherwise.
+    version = state.get("version")
+    if isinstance(version, int) and version != FORMAT_VERSION:
+        raise _OtherFormatError(
+            f"a checkpoint must be of format {FORMAT_VERSION}",
+            received=f"format {version} in {path}",
+            hint="upgrade upshift" if version > FORMAT_VERSION else "resume with the version of upshift that began it",
+        )
     claimed = state.pop("sha256", None)
     if claimed != _state_hash(state):
         raise ArtifactError("a checkpoint must be as it was written", received=f"{STATE} was altered", hint=hint)
-    if state.get("version") != FORMAT_VERSION:
-        raise ArtifactError(
-            f"a checkpoint must be of format {FORMAT_VERSION}", received=state.get("version"), hint="upgrade upshift"
-        )
     tensors_path = path / TENSORS
     if not tensors_path.is_file() or sha256_file(tensors_path) != state["tensors_sha256"]:
         what = "altered" if tensors_path.is_file() else "missing"

@@ -121,6 +121,13 @@ def check_logits(outputs: Any, labels: torch.Tensor) -> torch.Tensor:
     return outputs
 
 
+def is_reached(metric: str, value: float | None, goal: float) -> bool:
+    """Whether a metric is as good as its goal; one that is not finite, None in records, never is."""
+    if value is None or not math.isfinite(value):
+        return False
+    return value <= goal if metric == "loss" else value >= goal
+
+
 def within(
     batches: Iterable[tuple[torch.Tensor, torch.Tensor]], largest: int | None
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

@@ -21,6 +21,8 @@ class Progress:
         evaluation_seconds: Wall time in evaluations.
         seconds: Wall time of the loop in all.
         num_samples: Samples trained on.
+        total_steps: Steps to the end, as planned when this was saved; 0 where that was not noted.
+        last_evaluation: Metrics of the monitored split; None for those that are not finite.
     """
 
     step: int = 0
@@ -30,10 +32,11 @@ class Progress:
     evaluation_seconds: float = 0.0
     seconds: float = 0.0
     num_samples: int = 0
+    total_steps: int = 0
     time_to_target_seconds: float | None = None
     best_accuracy: float = -1.0
     best_epoch: int = 0
-    last_evaluation: dict[str, float] = field(default_factory=dict)
+    last_evaluation: dict[str, float | None] = field(default_factory=dict)
     stopped: str | None = None
     notes: list[str] = field(default_factory=list)
 

@@ -79,7 +79,7 @@ class TensorBoardObserver:
                 self._writer.add_text("graph", f"the model could not be traced: {error}")
         model.train(was_training)
 
-    def on_start(self, *, steps_per_epoch: int, epochs: int, step: int) -> None:
+    def on_start(self, *, steps_per_epoch: int, epochs: int, total_steps: int, step: int) -> None:
         # What a killed run wrote after the checkpoint that is resumed from is not shown.
         if step > 0:
             self._open(purge_step=step + 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from upshift.core import clock
-from upshift.core.files import write_bytes
+from upshift.core.files import finite, write_bytes
 from upshift.core.records import JsonlWriter, RunFolder, read_jsonl
 from upshift.errors import NonFiniteLossError, TrainingInterrupted
 from upshift.training.checkpoint import (
@@ -29,7 +29,8 @@ from upshift.training.config import TrainingConfig
 from upshift.training.ema import ExponentialMovingAverage
 from upshift.training.execution import Execution
 from upshift.training.interrupt import StopRequest, stop_on_signals
-from upshift.training.metrics import RunningMetrics, monitor, within
+from upshift.training.metrics import RunningMetrics, is_reached, monitor, within
+from upshift.training.observer import Observer
 from upshift.training.optimizers import OptimizerSet, build_optimizer
 from upshift.training.progress import Clock, Progress
 from upshift.training.run_state import RunState
@@ -49,16 +50,6 @@ class Loader(Protocol):
     def epoch(
         self, epoch: int, *, start_batch: int = 0, image_size: tuple[int, int] | None = None
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]: ...
-
-
-class Observer(Protocol):
-    """Who watches a training: the terminal, TensorBoard."""
-
-    def on_start(self, *, steps_per_epoch: int, epochs: int, step: int) -> None: ...
-    def on_progress(self, *, step: int, epoch: int, batch: int) -> None: ...
-    def on_record(self, record: dict[str, Any]) -> None: ...
-    def on_note(self, note: str) -> None: ...
-    def on_end(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -148,10 +139,16 @@ class Trainer:
         self.run, self._observers = run, observers
         if resume:
             self._resume()
+        progress.total_steps = self._total_steps
         self._records = JsonlWriter(run.metrics)
         self._clock.start()
         for observer in observers:
-            observer.on_start(steps_per_epoch=self._steps_per_epoch, epochs=self.config.epochs, step=progress.step)
+            observer.on_start(
+                steps_per_epoch=self._steps_per_epoch,
+                epochs=self.config.epochs,
+                total_steps=self._total_steps,
+                step=progress.step,
+            )
         try:
             with stop_on_signals() as stop:
                 while progress.step < self._total_steps and progress.stopped is None:
@@ -184,11 +181,21 @@ class Trainer:
         set_aside_after(self.run.checkpoints, self.progress.step)
         for warning in warnings:
             self.note(warning)
+        self._note_changed_schedule()
         self._judge_again()
         # Lines of steps that will be made again are dropped.
         kept = [record for record in read_jsonl(self.run.metrics) if record.get("step", 0) <= self.progress.step]
         lines = "".join(json.dumps(record) + "\n" for record in kept)
         write_bytes(self.run.metrics, lines.encode())
+
+    def _note_changed_schedule(self) -> None:
+        """After a resume: the learning rate is a function of the share of all steps, which may be others now."""
+        before, config = self.progress.total_steps, self.config.schedule
+        if before not in (0, self._total_steps) and (config.name != "constant" or config.warmup_fraction):
+            self.note(
+                f"the schedule {config.name} is over {self._total_steps} steps from step {self.progress.step} on, and "
+                f"was over {before} before: the learning rate jumps there, and is not that of a run of one length"
+            )
 
     def _train_epoch(self, stop: StopRequest) -> None:
         """The rest of the current epoch, step by step."""
@@ -227,6 +234,7 @@ class Trainer:
         """Something else than steps comes next."""
         if self._conductor is not None:
             self._conductor.before_pause(self)
+        self.step.wait()  # for the steps that an accelerator has yet to do: their time is training's
         self._clock.stop_training()
 
     def _finish_epoch(self, stop: StopRequest) -> None:
@@ -333,7 +341,7 @@ class Trainer:
     def _judge(self, metrics: dict[str, float]) -> None:
         """Note the best weights so far; stop where the target is reached or patience has run out."""
         progress = self.progress
-        progress.last_evaluation = metrics
+        progress.last_evaluation = finite(metrics)
         is_best = metrics["accuracy"] > progress.best_accuracy
         if is_best:
             progress.best_accuracy, progress.best_epoch = metrics["accuracy"], progress.epoch
@@ -344,11 +352,9 @@ class Trainer:
         if self._eval_split == "validation" and (is_best or progress.stopped == "target"):
             self._best = self._final_state()
 
-    def _stop_if_satisfied(self, metrics: dict[str, float]) -> None:
+    def _stop_if_satisfied(self, metrics: Mapping[str, float | None]) -> None:
         progress, config = self.progress, self.config
-        if config.target and all(
-            metrics[name] <= goal if name == "loss" else metrics[name] >= goal for name, goal in config.target.items()
-        ):
+        if config.target and all(is_reached(name, metrics[name], goal) for name, goal in config.target.items()):
             progress.stopped = "target"
         elif config.patience is not None and progress.epoch - progress.best_epoch >= config.patience:
             progress.stopped = "patience"

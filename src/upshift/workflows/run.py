@@ -12,7 +12,7 @@ from upshift.errors import OptimizeInterrupted
 from upshift.inference.config import SearchConfig
 from upshift.inference.defaults import MAX_DROP
 from upshift.recipes.recipe import Recipe
-from upshift.training.trainer import Observer
+from upshift.training.observer import Observer
 from upshift.tuning.plan import Plan
 from upshift.workflows.arguments import verb
 from upshift.workflows.optimize import optimize

@@ -19,9 +19,10 @@ from upshift.models.spec import state_dict_on_cpu
 from upshift.recipes.recipe import Recipe
 from upshift.training.checkpoint import save_tensors
 from upshift.training.metrics import collect_logits, evaluate_logits, within
+from upshift.training.observer import Observer
 from upshift.training.rng import seed_everything
 from upshift.training.tensorboard import TensorBoardObserver
-from upshift.training.trainer import Observer, TrainingResult
+from upshift.training.trainer import TrainingResult
 from upshift.tuning.batch_size import ChangedAlgorithm, checked_allowed
 from upshift.tuning.plan import Plan
 from upshift.workflows.algorithm import keep, with_allowed
