@@ -36,6 +36,11 @@ class RunFolder:
         return self.path / "plan.json"
 
     @property
+    def tuning(self) -> Path:
+        """What tuning has found so far, for a run that is resumed."""
+        return self.path / "tuning.json"
+
+    @property
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"
 

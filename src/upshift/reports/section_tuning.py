@@ -39,14 +39,26 @@ def _outcome(account: Record, trials: Sequence[Record]) -> list[Child]:
     parts: list[Child] = [tag("strong", label(", ".join(adopted)))]
     parts.append(" made the steps faster, found while training: every step that timed a candidate was a training step.")
     if seconds is not None and saved is not None and net is not None:
+        is_confirmed = text(record(account, "confirmation"), "verdict") == "confirmed"
+        counted = "the confirmed speedup" if is_confirmed else "the speedups below"
         sign = "won" if net >= 0 else "lost"
         parts.append(
             f" {units.duration(seconds)} went into checks, switches and slower steps,"
-            f" about {units.duration(saved)} were saved, by the speedups below: {units.duration(abs(net))} {sign}."
+            f" about {units.duration(saved)} were saved, by {counted}: {units.duration(abs(net))} {sign}."
         )
+    if said := _confirmed(record(account, "confirmation")):
+        parts.append(said)
     if account.get("from_cache") is True:
         parts.append(" It began with the plan of an earlier run of the same job on this machine.")
     return parts
+
+
+def _confirmed(confirmation: Record) -> str:
+    """What racing the plan against the first one once more came to."""
+    verdict, reason = text(confirmation, "verdict"), text(confirmation, "reason")
+    if verdict == "confirmed":
+        return f" At the end it was confirmed against the plain plan: {reason}."
+    return f" It was not confirmed against the plain plan at the end: {reason}." if verdict else ""
 
 
 def _where_time_goes(account: Record) -> str:

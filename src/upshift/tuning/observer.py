@@ -81,7 +81,7 @@ class Observer(Ledger):
         if not self.config.stop_when_done:
             if cheapest is None:
                 return
-            refusal = self._refusal(loop, cheapest, cheapest.build_seconds)
+            refusal = self._not_worth_a_look(loop, cheapest)
             if refusal is not None:
                 self._record(loop, cheapest, "not tried", refusal, cheapest.build_seconds)
                 return

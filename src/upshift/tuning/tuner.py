@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -10,39 +9,24 @@ from typing import Any
 from upshift.core import clock
 from upshift.core.load import LoadMeter
 from upshift.core.racing import Contender, Race, RaceConfig
-from upshift.training.batches import num_samples
 from upshift.training.conductor import Conducted
 from upshift.tuning.candidates import Candidate, Job, candidates
-from upshift.tuning.compiler import CompilerCounts
 from upshift.tuning.config import KnownPlan, TunerConfig
-from upshift.tuning.fidelity import Fidelity, Reference
-from upshift.tuning.live import (
-    LOADER_FIELDS,
-    Block,
-    CandidateFailed,
-    CandidateRefused,
-    Measured,
-    Story,
-    first_line,
-)
-from upshift.tuning.observer import FIRST_STEPS, Observer
-from upshift.tuning.plan import BASELINE, Plan
-from upshift.tuning.trials import Verdict
+from upshift.tuning.confirming import MAX_KNOWN_SECONDS, Confirming
+from upshift.tuning.duels import SETTLE_STEPS
+from upshift.tuning.fidelity import Fidelity
+from upshift.tuning.live import Block, CandidateFailed, CandidateRefused, Measured, Story, first_line
+from upshift.tuning.observer import FIRST_STEPS
+from upshift.tuning.plan import Plan
+from upshift.tuning.trials import PRESENT, REFUSED_BEFORE, UNDECIDED, Verdict
 from upshift.tuning.watch import Watch
-from upshift.tuning.whole_plans import first_candidate, handed_over_candidate, known_candidate
+from upshift.tuning.whole_plans import first_candidate, handed_over_candidate, known_candidate, refused_plans
 
 MIN_STEPS = 80
-SETTLE_STEPS = 2
-BLOCK_SECONDS = 0.01
-MAX_BLOCK_STEPS = 16
-DATA_BLOCK_STEPS = 8
-PREFETCHED_BATCHES = 2
-MIN_LOSSES = 3
-RECOMPILES_ALLOWED = 3
 SLOWER_THAN_RECORDED = 1.25
 
 
-class Tuner(Observer):
+class Tuner(Confirming):
     """Races candidates on live steps.
 
     A step that times a candidate is a training step like any other: candidates of tier A do the same
@@ -60,6 +44,7 @@ class Tuner(Observer):
 
     Attributes:
         took_known: Whether training went on with the plan of an earlier run.
+        decided_before: The trials of that run, where it was stopped on its way: only the others are raced here.
     """
 
     def __init__(
@@ -76,12 +61,11 @@ class Tuner(Observer):
     ) -> None:
         super().__init__(plan, job=job, loader_for=loader_for, config=config, history=history, on_adopted=on_adopted)
         self.took_known = False
+        self.decided_before: tuple[Mapping[str, Any], ...] = ()
         self._known = known
         self._whole_plans = [] if handed_over is None else [handed_over_candidate(self._fit(handed_over), plan)]
-        self._of_challenger: Measured | None = None
         self._refused: list[Plan] = []
         self._watch: Watch | None = None
-        self._compiler = CompilerCounts()
         self._meter = LoadMeter()
 
     def after_step(self, loop: Conducted, *, step_seconds: float, data_seconds: float) -> None:
@@ -90,8 +74,8 @@ class Tuner(Observer):
         if not self.is_complete or self.plan == self.first_plan or self.step_seconds is None:
             return
         if self._watch is None:
-            self._watch = Watch(self.step_seconds)
-        slower = self._watch.slowdown(step_seconds)
+            self._watch = Watch(self.step_seconds, of_single_steps=not self._is_asynchronous)
+        slower = self._watch.slowdown(self.live_step_seconds)
         if slower is not None:
             self.notes.append(
                 f"steps became {slower:.1f} times slower than when the plan was chosen: it was raced again"
@@ -113,11 +97,18 @@ class Tuner(Observer):
         first = yield from self._first_steps(loop)
         self.step_seconds = self.first_step_seconds = first.step_seconds
         self.data_seconds = self.first_data_seconds = first.data_seconds
+        if self._known is not None and not self._known.is_complete:
+            self.decided_before = self._known.decided
         if self._known is not None and (yield from self._take_known(loop, self._known)):
             self.untried_seconds = self._known.untried_seconds
-            if not self._pays_to_look_again(loop, self._known):
+            if self._known.is_complete and not self._pays_to_look_again(loop, self._known):
+                yield from self._confirm(loop, at_most_seconds=MAX_KNOWN_SECONDS)
                 return
+            self._refused += refused_plans(self.decided_before, self.first_plan)
+        else:
+            self.decided_before = ()
         yield from self._race(loop, first)
+        yield from self._confirm(loop)
 
     def _take_known(self, loop: Conducted, known: KnownPlan) -> Generator[Block, Measured, bool]:
         """Take the plan of an earlier run if it is still right and fast; True if nothing is left to be raced."""
@@ -135,6 +126,7 @@ class Tuner(Observer):
         fidelity: Fidelity | None = None
         try:
             yield from self._full_batch()
+            self._settle()
             fidelity, build_seconds = self._check(loop, candidate, plan)
             if fidelity is None or fidelity.reason is None:
                 now = yield Block(plan, num_steps=FIRST_STEPS, settle=SETTLE_STEPS)
@@ -149,7 +141,7 @@ class Tuner(Observer):
         if of_data:
             speedup = (self.step_seconds + self.data_seconds) / now.seconds
         if speedup <= 1.0 or not self._is_as_fast(known, now, of_data=of_data):
-            self._charge()
+            self._book(FIRST_STEPS + SETTLE_STEPS, self.step_seconds + self.data_seconds)
             self._whole_plans.append(candidate)
             return False
         self.took_known = True
@@ -249,9 +241,9 @@ class Tuner(Observer):
         cost = self._expected_cost(candidate)
         refusal = None if self.config.stop_when_done else self._refusal(loop, candidate, cost)
         if plan == self.plan:
-            refusal = "the plan has it already"
+            refusal = PRESENT
         if plan in self._refused:
-            refusal = "the same plan was refused before"
+            refusal = REFUSED_BEFORE
         if refusal is not None:
             self._contest.skip(refusal)
             self._record(loop, candidate, "not tried", refusal, cost)
@@ -275,7 +267,7 @@ class Tuner(Observer):
                 loop,
                 candidate,
                 "refused",
-                "tuning ended before it was decided",
+                UNDECIDED,
                 cost,
                 build_seconds=build_seconds,
                 seconds=self.account.spent - spent_before,
@@ -313,101 +305,3 @@ class Tuner(Observer):
             fidelity=fidelity,
             details=graphs.to_json() if plan.compile != "none" else {},
         )
-
-    def _duel(self, loop: Conducted, plan: Plan) -> Story:
-        """Rounds of a block of each, in an order drawn anew, until one is proven faster."""
-        incumbent, contest, of_data = self.plan, self._contest, self._is_of_data(plan)
-        assert self.step_seconds is not None and self.data_seconds is not None
-        num_steps = max(1, min(MAX_BLOCK_STEPS, round(BLOCK_SECONDS / self.step_seconds)))
-        settle = SETTLE_STEPS if self.step_seconds < 0.1 else 1
-        if of_data:
-            # Batches that workers have made ahead cost nothing to wait for: they are used up before what counts.
-            queued = PREFETCHED_BATCHES * max(plan.num_workers, incumbent.num_workers)
-            num_steps = max(DATA_BLOCK_STEPS, num_steps, queued)
-            settle = max(DATA_BLOCK_STEPS // 2, queued)
-        self._settle()
-        yield Block(plan, num_steps=1, settle=settle)
-        self._book(1 + settle, self.step_seconds + self.data_seconds)
-        compiled, allowance = self._compiler.read(), self._allowance(loop)
-        rounds: list[tuple[Measured, Measured]] = []
-        while contest.is_on:
-            blocks: dict[bool, Measured] = {}
-            for name in contest.order():
-                is_best = name == contest.best
-                loop.step.synchronize()
-                skipped = loop.step.num_skipped
-                blocks[is_best] = yield Block(incumbent if is_best else plan, num_steps=num_steps, settle=settle)
-                loop.step.synchronize()
-                if loop.step.num_skipped > skipped and not is_best:
-                    raise CandidateRefused("a loss was not finite while it ran")
-            best, challenger = blocks[True], blocks[False]
-            rounds.append((best, challenger))
-            self._book(2 * (num_steps + settle), best.seconds)
-            if of_data:
-                contest.add(best.seconds, challenger.seconds)
-            else:
-                contest.add(best.step_seconds, challenger.step_seconds)
-            lost = [(num_steps + settle) * (other.seconds - best.seconds) for best, other in rounds]
-            if contest.is_on and len(lost) >= MIN_LOSSES and statistics.median(lost) * len(lost) > allowance:
-                raise CandidateRefused(f"its steps are slower, and cost more than may be lost after {len(lost)} rounds")
-            if (again := self._compiler.read().since(compiled).num_graphs) > RECOMPILES_ALLOWED:
-                raise CandidateRefused(
-                    f"it was compiled again {again} times in as many steps as one compilation is for"
-                )
-        now, self._of_challenger = _typical([best for best, _ in rounds]), _typical([other for _, other in rounds])
-        self.step_seconds, self.data_seconds = now.step_seconds, now.data_seconds
-
-    def _is_of_data(self, plan: Plan) -> bool:
-        """Whether a plan takes its batches from elsewhere than the plan so far."""
-        return any(getattr(plan, name) != getattr(self.plan, name) for name in LOADER_FIELDS)
-
-    def _full_batch(self) -> Story:
-        """Go on to a batch of the usual size: on a smaller one nothing is compiled, and nothing proven."""
-        for _ in range(2):
-            if num_samples(self.batch[0]) >= self._job.batch_size:
-                return
-            yield Block(self.plan, num_steps=1, settle=0)
-
-    def _gained(self, plan: Plan, ratio: float) -> tuple[Measured, float]:
-        """A step by a plan that won its duel, and how many times faster it is with its wait for data.
-
-        Args:
-            plan: The winner.
-            ratio: By the duel: of whole steps where the plans differ in loading, else without their waits.
-        """
-        assert self.step_seconds is not None and self.data_seconds is not None and self._of_challenger is not None
-        before = self.step_seconds + self.data_seconds
-        if self._is_of_data(plan):
-            step = min(self._of_challenger.step_seconds, before / ratio)
-            now = Measured(step, before / ratio - step)
-        else:
-            now = Measured(self.step_seconds / ratio, self.data_seconds)
-        return now, before / now.seconds
-
-    def _check(self, loop: Conducted, candidate: Candidate, plan: Plan) -> tuple[Fidelity | None, float]:
-        """Compare the candidate's gradients with plain ones on this very batch.
-
-        Returns:
-            The comparison, None where it computes alike; and the seconds that its first gradients took beyond
-            those of a step: compiling, mostly.
-        """
-        if set(candidate.changes) <= {"data_path", "num_workers"}:
-            return None, 0.0
-        inputs, labels = self.batch
-        step = loop.step
-        plain = replace(BASELINE, device=self.plan.device, num_threads=self.plan.num_threads)
-        self.execute(loop, plain)
-        reference = Reference(loop.model, step.gradients, inputs, labels, like=self._measures)
-        self._measures = reference
-        start = clock.now()
-        self.execute(loop, plan)
-        gradients = step.gradients(inputs, labels)
-        build_seconds = max(0.0, clock.now() - start - (self.step_seconds or 0.0))
-        return reference.judge(gradients, same_mathematics=candidate.tier == "A"), build_seconds
-
-
-def _typical(blocks: Sequence[Measured]) -> Measured:
-    return Measured(
-        statistics.median(block.step_seconds for block in blocks),
-        statistics.fmean(block.data_seconds for block in blocks),
-    )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
 from typing import Any
 
+from upshift.errors import BadInputError
 from upshift.tuning.candidates import Candidate
 from upshift.tuning.config import KnownPlan
 from upshift.tuning.plan import Plan
@@ -52,6 +54,22 @@ def handed_over_candidate(plan: Plan, base: Plan) -> Candidate:
 def first_candidate(first: Plan, tuned: Plan) -> Candidate:
     """The plan that training began with, against the tuned one that became slow."""
     return _candidate("the first plan again", first, tuned, gain=0.3, build_seconds=0.0, reason="the tuned one is slow")
+
+
+def refused_plans(decided: Sequence[Mapping[str, Any]], first: Plan) -> list[Plan]:
+    """The plans that trials, one after another from the first plan on, found to be no better than the one before."""
+    plan, refused = first, []
+    for trial in decided:
+        try:
+            tried = replace(plan, **trial["changes"])
+            is_adopted = trial["verdict"] == "adopted"
+        except (BadInputError, KeyError, TypeError):  # written by hand, or of another version
+            continue
+        if is_adopted:
+            plan = tried
+        else:
+            refused.append(tried)
+    return refused
 
 
 def _candidate(name: str, plan: Plan, base: Plan, *, gain: float, build_seconds: float, reason: str) -> Candidate:

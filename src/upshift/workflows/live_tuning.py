@@ -14,7 +14,7 @@ import torch
 from upshift.core import environment
 from upshift.core.cache import TuningCache
 from upshift.core.environment import num_usable_cores
-from upshift.core.files import finite, write_bytes
+from upshift.core.files import finite, write_bytes, write_json
 from upshift.core.limits import Limits, known_limits, limits
 from upshift.core.records import RunFolder
 from upshift.core.roofline import share_of_limit
@@ -24,14 +24,15 @@ from upshift.data.dataset import PackedDataset
 from upshift.data.loaders import Loader, free_memory_bytes
 from upshift.data.rates import DataRates, data_rates, known_data_rates
 from upshift.data.torch_datasets import TorchDataset
-from upshift.errors import BadInputError
 from upshift.tuning.batch_size import ChangedAlgorithm
 from upshift.tuning.candidates import Job, job_of
 from upshift.tuning.config import KnownPlan, TunerConfig
-from upshift.tuning.plan import BASELINE, Plan, load_plan, plan_from_json, read_plan
+from upshift.tuning.plan import BASELINE, Plan, load_plan, read_plan
+from upshift.tuning.trials import Trial
 from upshift.tuning.tuner import Tuner
 from upshift.workflows.datasets import make_train_loader
 from upshift.workflows.preparation import Prepared
+from upshift.workflows.tuning_memory import from_document, interrupted_in, to_document
 
 AUTO = "auto"
 WORTHWHILE = 1.3
@@ -45,11 +46,13 @@ class StartingPlan:
         plan: Its plan.
         tunes: Whether a faster one is looked for.
         handed_over: A plan that was measured on another machine: it has to prove itself here.
+        known: What a run that is resumed had found when it was stopped while tuning.
     """
 
     plan: Plan
     tunes: bool
     handed_over: Plan | None = None
+    known: KnownPlan | None = None
 
 
 def plan_to_start_with(reference: str | Path | Plan, resumed: Path | None) -> StartingPlan:
@@ -66,6 +69,9 @@ def plan_to_start_with(reference: str | Path | Plan, resumed: Path | None) -> St
         kept = RunFolder(resumed).plan if resumed is not None else None
         if kept is not None and kept.is_file():
             found = read_plan(kept)
+            known = interrupted_in(RunFolder(kept.parent))
+            if known is not None and _is_of_this_machine(known.plan):
+                return StartingPlan(BASELINE, tunes=True, known=known)
             if found.trials:
                 return _kept(found) if found.is_for_this_machine() else StartingPlan(BASELINE, tunes=True)
         return StartingPlan(BASELINE, tunes=True)
@@ -74,10 +80,14 @@ def plan_to_start_with(reference: str | Path | Plan, resumed: Path | None) -> St
 
 def _kept(plan: Plan) -> StartingPlan:
     """A plan as it is where it was measured here, or not at all; else it has to prove itself."""
-    measured_on = plan.environment and environment.fingerprint(dict(plan.environment))
-    if measured_on and measured_on != environment.fingerprint(environment.describe()):
+    if plan.environment and not _is_of_this_machine(plan):
         return StartingPlan(replace(BASELINE, device=plan.device), tunes=True, handed_over=plan)
     return StartingPlan(plan, tunes=False)
+
+
+def _is_of_this_machine(plan: Plan) -> bool:
+    """Whether it was measured here, with the same versions."""
+    return environment.fingerprint(dict(plan.environment)) == environment.fingerprint(environment.describe())
 
 
 class LiveTuning:
@@ -94,6 +104,7 @@ class LiveTuning:
         *,
         use_cache: bool,
         handed_over: Plan | None,
+        known: KnownPlan | None,
         changed: ChangedAlgorithm | None,
     ) -> None:
         self._changed = changed
@@ -106,7 +117,9 @@ class LiveTuning:
         find_limits, find_rates = (limits, data_rates) if config.stop_when_done else (known_limits, known_data_rates)
         self._limits = find_limits(prepared.device, cache=self._cache, environment=self._environment)
         self._data_rates = find_rates(cache=self._cache, environment=self._environment)
-        self._known = self._known_plan() if use_cache and handed_over is None else None
+        if known is None and use_cache and handed_over is None:
+            known = from_document(self._cache.load_plan(self._environment, self._subject))
+        self._num_kept = 0
         self._folder: RunFolder | None = None
 
         first = prepared.loaders.train
@@ -127,17 +140,20 @@ class LiveTuning:
             config=config,
             history=self._cache.trials(self._environment),
             on_adopted=self._keep,
-            known=self._known,
+            known=known,
             handed_over=handed_over,
         )
+        self.tuner.on_trial = self._keep
 
     def keep_plan_in(self, folder: RunFolder) -> None:
         """Write each plan that is adopted into the folder's `plan.json`."""
         self._folder = folder
 
-    def _keep(self, plan: Plan) -> None:
+    def _keep(self, news: Plan | Trial) -> None:
+        """A plan was adopted or dropped, or a candidate decided."""
         if self._folder is not None:
             self._write(self._folder, self.plan())
+        self.remember()
 
     def _write(self, folder: RunFolder, plan: Plan) -> None:
         plan.save(folder.plan)
@@ -169,21 +185,19 @@ class LiveTuning:
         return plan
 
     def remember(self) -> None:
-        """Keep the plan and the trials for later runs on this machine."""
-        tuner = self.tuner
-        made = [trial for trial in tuner.trials if trial.verdict != "not tried"]
-        if made:
-            self._cache.add_trials(self._environment, [trial.to_json() | dict(trial.changes) for trial in made])
-        if tuner.is_complete and tuner.step_seconds is not None and not tuner.was_demoted:
-            document = {
-                "plan": self.plan().to_json(),
-                "step_seconds": tuner.step_seconds,
-                "data_seconds": tuner.data_seconds,
-                "speedup": tuner.speedup,
-                "untried_seconds": tuner.untried_seconds,
-                "build_seconds": sum(trial.build_seconds or 0.0 for trial in made if trial.verdict == "adopted"),
-            }
+        """Keep the plan and the new trials for later runs on this machine, and for this one when it is resumed.
+
+        That is done whenever there is something new, so that a run which is stopped leaves all that it has learnt.
+        """
+        made = [trial for trial in self.tuner.trials if trial.verdict != "not tried"]
+        new, self._num_kept = made[self._num_kept :], len(made)
+        if new:
+            self._cache.add_trials(self._environment, [trial.to_json() | dict(trial.changes) for trial in new])
+        document = to_document(self.tuner, self.plan())
+        if document is not None:
             self._cache.save_plan(self._environment, self._subject, document)
+            if self._folder is not None:
+                write_json(self._folder.tuning, document)
 
     def _limit_share(self) -> dict[str, Any] | None:
         """How near a step of the plan comes to what this machine can do; None where that was not measured."""
@@ -195,18 +209,6 @@ class LiveTuning:
             return None
         return asdict(share_of_limit(tuner.cost, tuner.step_seconds, self._limits, precision))
 
-    def _known_plan(self) -> KnownPlan | None:
-        document = self._cache.load_plan(self._environment, self._subject)
-        if document is None:
-            return None
-        try:
-            plan = plan_from_json(document["plan"])
-            plan.check_device()
-            numbers = {name: document[name] for name in ("step_seconds", "data_seconds", "speedup", "build_seconds")}
-            return KnownPlan(plan=plan, **numbers, untried_seconds=document.get("untried_seconds"))
-        except (BadInputError, KeyError, TypeError):
-            return None  # of an earlier version of upshift, or written by hand: it is found anew, and replaced
-
     def to_json(self) -> dict[str, Any]:
         """The tuning part of a result; the trials are in its plan."""
         tuner, split = self.tuner, self.tuner.first_split
@@ -214,6 +216,8 @@ class LiveTuning:
             "seconds": tuner.account.spent,
             "saved_seconds": tuner.account.saved,
             "net_seconds": tuner.account.net,
+            "saved_seconds_interval": tuner.saved_interval,
+            "confirmation": tuner.confirmation.to_json() if tuner.confirmation is not None else None,
             "complete": tuner.is_complete,
             "from_cache": tuner.took_known,
             "first_step_seconds": tuner.first_step_seconds,
@@ -231,6 +235,7 @@ def start_tuning(
     config: TunerConfig | None = None,
     use_cache: bool = True,
     handed_over: Plan | None = None,
+    known: KnownPlan | None = None,
     changed: ChangedAlgorithm | None = None,
 ) -> LiveTuning:
     """The tuner of a training that is about to start.
@@ -240,9 +245,17 @@ def start_tuning(
         config: How to go about it.
         use_cache: Begin with the plan that an earlier run of the same job found on this machine.
         handed_over: A plan from elsewhere, to be measured before all else.
+        known: What is to be begun with in place of that.
         changed: What became of the batch size, where changing it was allowed.
     """
-    return LiveTuning(prepared, config or TunerConfig(), use_cache=use_cache, handed_over=handed_over, changed=changed)
+    return LiveTuning(
+        prepared,
+        config or TunerConfig(),
+        use_cache=use_cache,
+        handed_over=handed_over,
+        known=known,
+        changed=changed,
+    )
 
 
 def fast_dtypes(machine: Limits | None) -> tuple[str, ...]:

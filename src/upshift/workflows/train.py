@@ -115,7 +115,9 @@ def train(
     kept = RunFolder(Path(out)).algorithm if out and resume else None
     prepared, changed = with_allowed(prepared, allow, kept=kept)
     record, model = prepared.record, prepared.model
-    tuning = start_tuning(prepared, handed_over=start.handed_over, changed=changed) if start.tunes else None
+    tuning = None
+    if start.tunes:
+        tuning = start_tuning(prepared, handed_over=start.handed_over, known=start.known, changed=changed)
     trainer = prepared.trainer(tuning.tuner if tuning else None)
     with open_run_folder(prepared.recipe.name, Path(out) if out else None, resume=resume) as folder:
         if resume:

@@ -24,6 +24,7 @@ from upshift.tuning.config import TunerConfig
 from upshift.tuning.live import TuningDone
 from upshift.tuning.own_loop import OwnLoop
 from upshift.tuning.plan import BASELINE, Plan
+from upshift.tuning.trials import Trial
 from upshift.tuning.tuner import Tuner
 from upshift.tuning.undisturbed import undisturbed
 from upshift.workflows.algorithm import with_allowed
@@ -172,8 +173,16 @@ def _plan_file(out: str | Path | None) -> Path | None:
 
 
 def _tell_trials(tuner: Tuner, on_trial: Callable[[str], None] | None) -> None:
-    if on_trial is not None:
-        tuner.on_trial = lambda trial: on_trial(str(trial))
+    if on_trial is None:
+        return
+    keep = tuner.on_trial
+
+    def tell(trial: Trial) -> None:
+        if keep is not None:
+            keep(trial)
+        on_trial(str(trial))
+
+    tuner.on_trial = tell
 
 
 def _make_steps(prepared: Prepared, tuning: LiveTuning) -> str | None:

@@ -1,0 +1,79 @@
+"""The end of tuning: the plan that was found meets the first one again, and what was saved rests on that."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from live_trainings import Net, assert_same_losses, is_channels_last, plainly, train, tuned
+from torch import Tensor
+
+from simulated_clock import spend
+from upshift.tuning.plan import BASELINE
+from upshift.tuning.tuner import Tuner
+
+pytestmark = pytest.mark.usefixtures("simulated_clock")
+
+
+def found_by(tuner: Tuner | None) -> Tuner:
+    assert tuner is not None and tuner.is_complete
+    return tuner
+
+
+def test_a_plan_is_confirmed_on_fresh_rounds_and_the_seconds_saved_are_theirs(tmp_path: Path) -> None:
+    model = Net(slow="contiguous")
+    plain = train(tmp_path / "plain", plainly(model), epochs=30)
+    found = tuned(tmp_path / "tuned", model, epochs=30)
+    tuner = found_by(found.tuner)
+    confirmed = tuner.confirmation
+    assert confirmed is not None and confirmed.verdict == "confirmed" and "fresh rounds" in confirmed.reason
+    assert confirmed.speedup == tuner.speedup and confirmed.speedup_interval is not None
+    low, high = confirmed.speedup_interval
+    assert 1.0 < low <= confirmed.speedup <= high and low <= 6.0 <= high, "12 ms to 2 ms"
+    least, most = tuner.saved_interval or (0.0, 0.0)
+    assert 0.0 < least <= tuner.account.saved <= most
+    # It saves 10 ms a step from its adoption on, and that was well before the middle.
+    assert 0.5 * 600 * 0.01 < tuner.account.saved < 600 * 0.01
+    assert_same_losses(found.losses[:300], plain.losses[:300])
+
+
+class FasterAtFirst(Net):
+    """In channels_last it is faster until another candidate comes, two threads, which are slower; then it is slower."""
+
+    is_later = False
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.is_later |= torch.get_num_threads() == 2
+        if self.is_later and is_channels_last(self.conv):
+            spend(0.02 * torch.get_num_threads())
+        return super().forward(images)
+
+
+def test_a_plan_that_is_no_faster_on_fresh_rounds_is_dropped_with_its_reason(tmp_path: Path) -> None:
+    model = FasterAtFirst(slow="contiguous", seconds=0.004)
+    plain = train(tmp_path / "plain", plainly(model), epochs=30)
+    found = tuned(tmp_path / "tuned", model, epochs=30, facts={"num_cores": 2})
+    assert found.trials["2 threads"].verdict == "refused"
+    tuner = found_by(found.tuner)
+    assert tuner.confirmation is not None and tuner.confirmation.verdict == "refuted"
+    assert "no faster than the first plan on fresh rounds" in tuner.confirmation.reason
+    assert found.plan == BASELINE and found.model.conv.weight.is_contiguous()
+    assert found.trials["channels_last"].verdict == "demoted"
+    assert any("dropped for the first one" in note for note in tuner.notes)
+    assert tuner.speedup == 1.0 and tuner.saved_interval is None
+    assert_same_losses(found.losses[:300], plain.losses[:300])
+
+
+def test_without_the_time_for_it_nothing_is_confirmed_and_the_reason_is_told(tmp_path: Path) -> None:
+    found = tuned(tmp_path, Net(slow="contiguous"), epochs=10)
+    tuner = found_by(found.tuner)
+    assert found.trials["channels_last"].verdict == "adopted"
+    assert tuner.confirmation is not None and tuner.confirmation.verdict == "not confirmed"
+    assert "too few for" in tuner.confirmation.reason and tuner.confirmation.speedup is None
+    assert tuner.saved_interval is None and tuner.account.saved > 0.0
+
+
+def test_the_plain_plan_needs_no_confirmation(tmp_path: Path) -> None:
+    found = tuned(tmp_path, Net(slow="channels_last"), epochs=30)
+    assert found.plan == BASELINE and found_by(found.tuner).confirmation is None

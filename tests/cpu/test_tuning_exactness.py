@@ -1,0 +1,139 @@
+"""What steps of a tuned training count and draw: the whole of what a plan will cost, and the same random numbers."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from live_trainings import ANY_PRICE, CPU, Net, assert_same_losses, is_channels_last, job, plainly, train, tuned
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from simulated_clock import spend
+from upshift.training.rng import HOST_GENERATORS, restore_rng_state, rng_state
+from upshift.tuning.config import TunerConfig
+from upshift.tuning.plan import BASELINE, Plan
+from upshift.tuning.tuner import Tuner
+
+pytestmark = pytest.mark.usefixtures("simulated_clock")
+
+
+class SlowToLayOut(TorchFunctionMode):
+    """Bringing a batch into channels_last takes a while."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        wanted = kwargs.get("memory_format")
+        is_to_lay_out = func is torch.Tensor.contiguous and wanted is torch.channels_last
+        if is_to_lay_out and not args[0].is_contiguous(memory_format=wanted):
+            spend(0.02)
+        return func(*args, **kwargs)
+
+
+@pytest.mark.parametrize(("is_slow_to_lay_out", "verdict"), [(False, "adopted"), (True, "refused")])
+def test_laying_out_a_batch_counts_as_part_of_the_step(is_slow_to_lay_out: bool, verdict: str, tmp_path: Path) -> None:
+    model = Net(slow="contiguous", seconds=0.01)
+    if is_slow_to_lay_out:
+        with SlowToLayOut():
+            found = tuned(tmp_path, model, epochs=20)
+    else:
+        found = tuned(tmp_path, model, epochs=20)
+    trial = found.trials["channels_last"]
+    assert trial.verdict == verdict, "10 ms of a step saved, and 20 ms spent on its batch"
+    if is_slow_to_lay_out:
+        assert trial.speedup == pytest.approx(12 / 22, rel=0.1)
+
+
+# Random numbers
+
+
+def failing_after_adoption(model: Net, adopted: list[Plan]) -> None:
+    """Have a step of the adopted plan fail, once its dropout and its random depth are drawn."""
+    steps_since = 0
+
+    def fail(logits: torch.Tensor) -> torch.Tensor:
+        nonlocal steps_since
+        steps_since += bool(adopted)
+        if steps_since > 10:
+            raise RuntimeError("kernel panic")
+        return logits
+
+    model.trouble = fail
+
+
+class RandomDepth(Net):
+    """Leaves half of its scaling out, by Python's generator."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits = super().forward(images)
+        return 2.0 * logits if random.random() < 0.5 else logits
+
+
+@pytest.mark.parametrize("kind", [Net, RandomDepth])
+def test_a_step_of_an_adopted_plan_that_fails_draws_the_same_numbers_when_made_again(
+    kind: type[Net], tmp_path: Path
+) -> None:
+    model, adopted = kind(slow="contiguous", dropout=0.5), list[Plan]()
+    plain = train(tmp_path / "plain", plainly(model), epochs=12)
+    after = rng_state(CPU)
+    failing_after_adoption(model, adopted)
+    found = tuned(tmp_path / "tuned", model, arguments={"on_adopted": adopted.append}, epochs=12)
+    assert found.trials["channels_last"].verdict == "demoted" and found.plan == BASELINE
+    assert_same_losses(found.losses, plain.losses)
+    now = rng_state(CPU)
+    assert all(torch.equal(now[name], tensor) for name, tensor in after.items())
+
+
+def test_torchs_generators_alone_are_kept_where_a_step_draws_from_no_other(tmp_path: Path) -> None:
+    def draws_on_host(kind: type[Net]) -> bool | None:
+        found = tuned(tmp_path / kind.__name__, kind(slow="contiguous"), epochs=12)
+        assert found.tuner is not None
+        return found.tuner._draws_on_host
+
+    assert draws_on_host(Net) is False and draws_on_host(RandomDepth) is True
+
+
+def test_a_state_without_the_hosts_generators_leaves_them_alone() -> None:
+    state = rng_state(CPU, with_host=False)
+    assert not set(state) & set(HOST_GENERATORS)
+    expected = torch.rand(3)
+    random.seed(1)
+    before = random.getstate()
+    restore_rng_state(state, CPU)
+    assert torch.equal(torch.rand(3), expected) and random.getstate() == before
+
+
+# The same mathematics beside another precision
+
+
+class FastInBf16(nn.Module):
+    """Faster in bf16, and in channels_last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(4, 8, 3), nn.Linear(8, 5)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        is_bf16 = torch.is_autocast_enabled("cpu")
+        spend((0.005 if is_bf16 else 0.02) * (0.5 if is_channels_last(self.conv) else 1.0))
+        return self.head(torch.relu(self.conv(images)).mean((2, 3)))
+
+
+def test_what_is_exact_in_itself_is_raced_in_another_precision_too(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    found = tuned(tmp_path, FastInBf16(), facts={"fast_dtypes": ("bf16",)}, epochs=40)
+    verdicts = {name: found.trials[name].verdict for name in ("bf16", "channels_last")}
+    assert verdicts == {"bf16": "adopted", "channels_last": "adopted"}
+
+
+def test_of_a_training_that_waits_on_an_accelerator_whole_steps_are_compared() -> None:
+    on_cpu = Tuner(BASELINE, job=job(Net()), config=ANY_PRICE)
+    elsewhere = Tuner(BASELINE, job=job(Net(), device=torch.device("meta")), config=TunerConfig())
+    plan = Plan(memory_format="channels_last")
+    assert elsewhere._counts_waits(plan) and not on_cpu._counts_waits(plan)
