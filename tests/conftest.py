@@ -1,4 +1,4 @@
-"""What all tests share: a cache of their own, and the command line called in this process."""
+"""What all tests share: a cache of their own, the command line called in this process, and a simulated clock."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+import simulated_clock as simulation
+
 
 @pytest.fixture(scope="session", autouse=True)
 def cache_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
@@ -18,6 +20,13 @@ def cache_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pat
         patch.setenv("UPSHIFT_CACHE_DIR", str(folder))
         patch.delenv("UPSHIFT_DATA_DIR", raising=False)
         yield folder
+
+
+@pytest.fixture
+def simulated_clock() -> Iterator[None]:
+    """Training and tuning read a simulated clock: what they decide is the same on every machine."""
+    with simulation.simulated_clock():
+        yield
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,6 @@ def run_emitted(path: Path, *, code: str = WITHOUT_UPSHIFT) -> list[dict[str, An
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=300,
         check=False,
     )
     assert finished.returncode == 0, finished.stderr[-3000:]

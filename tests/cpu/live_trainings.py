@@ -1,10 +1,12 @@
-"""Small trainings that are tuned while they run, with models whose speed truly depends on how they are executed."""
+"""Small trainings that are tuned while they run, with models whose speed depends on how they are executed.
+
+Their time passes on the simulated clock, which a test installs; see `simulated_clock`.
+"""
 
 from __future__ import annotations
 
 import copy
 import math
-import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -14,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from simulated_clock import spend
 from upshift.core.records import RunFolder
 from upshift.training.config import OptimizerConfig, TrainingConfig
 from upshift.training.execution import Execution
@@ -29,8 +32,25 @@ from upshift.tuning.tuner import Tuner
 
 CPU = torch.device("cpu")
 CLASSES = 5
+STEP_SECONDS = 0.002
 ANY_PRICE = TunerConfig(allowance_share=10.0)
 """A training of a second has no allowance to speak of."""
+
+
+class Taking(nn.Identity):
+    """A layer that does nothing but take its time.
+
+    Args:
+        seconds: Of each forward pass.
+    """
+
+    def __init__(self, seconds: float = STEP_SECONDS) -> None:
+        super().__init__()
+        self.seconds = seconds
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        spend(self.seconds)
+        return inputs
 
 
 def is_channels_last(module: nn.Conv2d) -> bool:
@@ -42,11 +62,11 @@ Trouble = Callable[[torch.Tensor], torch.Tensor]
 
 
 class Net(nn.Module):
-    """Convolutions, batch norm, dropout; `slow` says in which layout it sleeps.
+    """Convolutions, batch norm, dropout; `slow` says in which layout it takes longer.
 
     Args:
-        slow: "contiguous" or "channels_last"; None sleeps in neither.
-        seconds: That it sleeps, each forward pass.
+        slow: "contiguous" or "channels_last"; None in neither.
+        seconds: How much longer each forward pass takes there.
 
     Attributes:
         trouble: What becomes of the logits of a training step in channels_last, at the end of the forward pass.
@@ -66,8 +86,7 @@ class Net(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         layout = "channels_last" if is_channels_last(self.conv) else "contiguous"
-        if self.slow == layout:
-            time.sleep(self.seconds)
+        spend(STEP_SECONDS + (self.seconds if self.slow == layout else 0.0))
         features = self.conv(torch.relu(self.norm(self.stem(images))))
         logits = self.head(self.dropout(features.mean((2, 3))))
         if layout == "channels_last" and self.training:
@@ -78,19 +97,31 @@ class Net(nn.Module):
 
 
 def plainly(model: Net) -> Net:
-    """A copy for training without a tuner, which needs no sleep and has no trouble."""
+    """A copy for training without a tuner, which has no trouble."""
     copied = copy.deepcopy(model)
-    copied.slow = copied.trouble = None
+    copied.trouble = None
     return copied
 
 
 class Batches:
-    """Random batches, the same each time; the last one of an epoch is smaller."""
+    """Random batches, the same each time; the last one of an epoch is smaller.
 
-    data_path = "resident"
+    Args:
+        data_path: Where they come from.
+        seconds: How long each is waited for.
+    """
 
-    def __init__(self, num_batches: int = 20, batch_size: int = 16, shape: tuple[int, ...] = (4, 6, 6)) -> None:
+    def __init__(
+        self,
+        num_batches: int = 20,
+        batch_size: int = 16,
+        shape: tuple[int, ...] = (4, 6, 6),
+        *,
+        data_path: str = "resident",
+        seconds: float = 0.0,
+    ) -> None:
         self.num_batches, self.batch_size, self.shape = num_batches, batch_size, shape
+        self.data_path, self.seconds = data_path, seconds
 
     def __len__(self) -> int:
         return self.num_batches
@@ -103,6 +134,7 @@ class Batches:
             size = self.batch_size if index < self.num_batches - 1 else self.batch_size // 2
             labels = torch.randint(0, CLASSES, (size,), generator=generator)
             inputs = torch.randn(size, *self.shape, generator=generator)
+            spend(self.seconds)
             yield inputs + labels.reshape(-1, *(1 for _ in self.shape)) / CLASSES, labels
 
 

@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -365,9 +364,8 @@ def test_ctrl_c_while_optimizing_ends_at_once_and_leaves_the_run_whole(finished:
     )
     assert process.stderr is not None
     assert "building" in process.stderr.readline()
-    time.sleep(0.5)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate()
     assert process.returncode == 130 and "Traceback" not in err
     assert f"is whole, as it was before the search: go on with upshift optimize {finished}" in err
     assert (finished / "result.json").read_bytes() == before

@@ -26,7 +26,7 @@ def test_example_runs_and_its_plan_is_read_again(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(f"{example}\n{again}\n", encoding="utf-8")
     environment = {**os.environ, "UPSHIFT_CACHE_DIR": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
     finished = subprocess.run(
-        [sys.executable, "mine.py"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600
+        [sys.executable, "mine.py"], cwd=tmp_path, env=environment, capture_output=True, text=True
     )
     assert finished.returncode == 0, finished.stderr[-3000:]
     assert load_plan(tmp_path / "plan.json").trials

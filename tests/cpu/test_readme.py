@@ -49,7 +49,7 @@ def folder_of_pictures(tmp_path: Path) -> Path:
 
 def run_in(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "UPSHIFT_CACHE_DIR": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
-    finished = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
+    finished = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr[-3000:]
     return finished
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import time
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +15,8 @@ from torch import nn
 from upshift.training.rng import rng_state
 from upshift.tuning.config import KnownPlan
 from upshift.tuning.plan import BASELINE, Plan
+
+pytestmark = pytest.mark.usefixtures("simulated_clock")
 
 CHANNELS_LAST = Plan(memory_format="channels_last")
 
@@ -198,17 +199,6 @@ def test_a_batch_that_is_not_finite_is_skipped_once_and_blamed_on_no_plan(tmp_pa
 # Loading
 
 
-class Slow(Batches):
-    """Gives the loop something to wait for."""
-
-    def epoch(
-        self, epoch: int, *, start_batch: int = 0, image_size: tuple[int, int] | None = None
-    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        for batch in super().epoch(epoch, start_batch=start_batch, image_size=image_size):
-            time.sleep(0.005)
-            yield batch
-
-
 class Failing(Batches):
     """Fails after some batches."""
 
@@ -235,13 +225,13 @@ def never(plan: Plan) -> Batches:
     ids=["cannot be made", "fails at once", "fails later"],
 )
 def test_a_loader_that_fails_is_given_up(tmp_path: Path, make: Callable[[Plan], Batches]) -> None:
-    model = Net()
+    model, slow = Net(), Batches(seconds=0.005)
     plain = train(tmp_path / "plain", copy.deepcopy(model), epochs=5)
     found = tuned(
         tmp_path / "tuned",
         model,
-        loader=Slow(),
-        arguments={"loader_for": lambda plan: make(plan) if plan.data_path == "mmap" else Slow()},
+        loader=slow,
+        arguments={"loader_for": lambda plan: make(plan) if plan.data_path == "mmap" else slow},
         facts={"data_paths": ("resident", "mmap"), "data_path": "resident", "has_convolutions": False},
         epochs=5,
     )

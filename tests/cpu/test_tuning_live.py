@@ -11,18 +11,31 @@ from typing import Any
 
 import pytest
 import torch
+from layered_recipe import RECIPE
 from live_trainings import assert_same_losses
 from safetensors.torch import load_file
-from sleeping_recipe import RECIPE
 
+from simulated_clock import simulated_clock
 from upshift import Plan, train
 from upshift.core.cache import TuningCache
 from upshift.core.environment import describe
 from upshift.core.files import cache_folder
 from upshift.tuning.plan import BASELINE, load_plan
 
+pytestmark = pytest.mark.usefixtures("simulated_clock", "one_core")
+
 AUGMENTED = ("augment.crop_padding=1", "augment.rotation_degrees=10")
 QUICK = ("model_args.seconds=0.0", "epochs=6")
+
+
+@pytest.fixture
+def one_core(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The number of threads is nothing to try."""
+    monkeypatch.setattr("upshift.workflows.live_tuning.num_usable_cores", lambda: 1)
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(num_threads)
 
 
 @pytest.fixture
@@ -137,7 +150,8 @@ def remembered(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The document that a run of the quick job leaves, with its keys."""
     folder = cache_folder() / "tuning-v1"
     shutil.rmtree(folder, ignore_errors=True)
-    run(tmp_path_factory.mktemp("remembered") / "run", *QUICK)
+    with simulated_clock():
+        run(tmp_path_factory.mktemp("remembered") / "run", *QUICK)
     (path,) = folder.glob("*/plans/*.json")
     found: dict[str, Any] = json.loads(path.read_text())
     return found

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import copy
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from live_trainings import CLASSES, Batches, Net, assert_same_losses, plainly, train, tuned
+from live_trainings import (
+    CLASSES,
+    Batches,
+    Net,
+    Taking,
+    assert_same_losses,
+    is_channels_last,
+    plainly,
+    train,
+    tuned,
+)
 from torch import nn
 
-from upshift.core.environment import num_usable_cores
+from simulated_clock import spend
 from upshift.tuning.plan import BASELINE, Plan
 from upshift.tuning.tuner import TunerConfig
+
+pytestmark = pytest.mark.usefixtures("simulated_clock")
 
 # What is learnt
 
@@ -34,7 +41,10 @@ def test_what_is_learnt_is_what_plain_training_learns(tmp_path: Path) -> None:
 
 
 class Wide(nn.Module):
-    """Nothing that couples samples, so that batches may be split; dropout none, as each part would draw its own."""
+    """Nothing that draws random numbers or couples samples; a batch may be split.
+
+    It is faster in channels_last, and slower with threads beside the first.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -42,51 +52,42 @@ class Wide(nn.Module):
         self.head = nn.Linear(8, CLASSES)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
+        spend((0.005 if is_channels_last(self.first) else 0.01) * torch.get_num_threads())
         return self.head(torch.relu(self.second(torch.relu(self.first(images)))).mean((2, 3)))
 
 
-class Waiting(Batches):
+def slow_from_memory(plan: Plan, *, batch_size: int = 16) -> Batches:
     """Takes a while to give a batch where it reads from memory."""
-
-    def __init__(self, data_path: str = "resident", *, seconds: float = 0.004, **shape: Any) -> None:
-        super().__init__(**shape)
-        self.data_path, self.seconds = data_path, seconds if data_path == "resident" else 0.0
-
-    def epoch(
-        self, epoch: int, *, start_batch: int = 0, image_size: tuple[int, int] | None = None
-    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        for batch in super().epoch(epoch, start_batch=start_batch, image_size=image_size):
-            time.sleep(self.seconds)
-            yield batch
-
-
-def loader_for(plan: Plan) -> Waiting:
-    return Waiting("resident" if plan.data_path == "auto" else plan.data_path, batch_size=256, seconds=0.01)
+    path = "resident" if plan.data_path == "auto" else plan.data_path
+    return Batches(batch_size=batch_size, data_path=path, seconds=0.005 if path == "resident" else 0.0)
 
 
 @pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_trying_every_candidate_changes_nothing_in_what_is_learnt(tmp_path: Path, seed: int) -> None:
+    def make(plan: Plan) -> Batches:
+        return slow_from_memory(plan, batch_size=256)
+
     plan = Plan(fused_optimizer=False)
     torch.manual_seed(seed)
     model = Wide()
-    plain = train(
-        tmp_path / "plain", copy.deepcopy(model), plan=plan, loader=Batches(batch_size=256), seed=seed, epochs=8
-    )
+    plain = train(tmp_path / "plain", copy.deepcopy(model), plan=plan, loader=make(plan), seed=seed, epochs=40)
     found = tuned(
         tmp_path / "tuned",
         model,
         plan=plan,
-        loader=loader_for(plan),
-        arguments={"loader_for": loader_for},
+        loader=make(plan),
+        arguments={"loader_for": make},
         facts={"num_cores": 2, "data_paths": ("resident", "mmap"), "data_path": "resident"},
         seed=seed,
         epochs=40,
-        max_steps=160,
     )
-    tried = {name for name, trial in found.trials.items() if trial.verdict != "not tried"}
-    assert {"read-ahead from the store"} <= tried <= {
-        "read-ahead from the store", "channels_last", "2 threads", "fused optimizer", "micro-batches of 128",
-    }  # fmt: skip
+    verdicts = {
+        "read-ahead from the store": "adopted",
+        "channels_last": "adopted",
+        "2 threads": "refused",
+        "fused optimizer": "refused",
+    }
+    assert {name: found.trials[name].verdict for name in verdicts} == verdicts
     assert_same_losses(found.losses, plain.losses)
 
 
@@ -128,16 +129,13 @@ def test_a_slower_candidate_is_refused_with_its_evidence(tmp_path: Path) -> None
 
 
 def test_batches_come_from_where_the_loop_waits_less(tmp_path: Path) -> None:
-    def make(plan: Plan) -> Waiting:
-        return Waiting("resident" if plan.data_path == "auto" else plan.data_path, seconds=0.01)
-
-    model = nn.Sequential(nn.Flatten(), nn.Linear(4 * 36, 16), nn.Dropout(0.3), nn.Linear(16, CLASSES))
+    model = nn.Sequential(Taking(), nn.Flatten(), nn.Linear(4 * 36, 16), nn.Dropout(0.3), nn.Linear(16, CLASSES))
     plain = train(tmp_path / "plain", copy.deepcopy(model), epochs=20)
     found = tuned(
         tmp_path / "tuned",
         model,
-        loader=make(BASELINE),
-        arguments={"loader_for": make},
+        loader=slow_from_memory(BASELINE),
+        arguments={"loader_for": slow_from_memory},
         facts={"data_paths": ("resident", "mmap"), "data_path": "resident"},
         epochs=20,
     )
@@ -145,7 +143,7 @@ def test_batches_come_from_where_the_loop_waits_less(tmp_path: Path) -> None:
     assert found.trials["read-ahead from the store"].verdict == "adopted" and found.plan.data_path == "mmap"
     assert found.losses == plain.losses, "the same batches, and dropout as ever"
     assert tuner is not None and tuner.data_seconds < tuner.first_data_seconds
-    assert tuner.step_seconds < 5 * tuner.first_step_seconds, "a shorter wait is no faster step, and none is claimed"
+    assert tuner.step_seconds == pytest.approx(tuner.first_step_seconds, rel=0.1), "a shorter wait is no faster step"
     assert tuner.account.net > 0
 
 
@@ -184,57 +182,3 @@ def test_a_candidate_that_costs_too_much_is_given_up_early(tmp_path: Path) -> No
     trial = found.trials["channels_last"]
     assert trial.verdict == "refused" and "more than may be lost" in trial.reason
     assert trial.num_rounds == 3
-
-
-def test_a_machine_under_full_load_is_told_and_nothing_slower_is_taken(tmp_path: Path) -> None:
-    hogs = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(num_usable_cores())]
-    try:
-        time.sleep(1)  # until they are at work
-        found = tuned(tmp_path, Net(slow="channels_last"), epochs=20)
-    finally:
-        for hog in hogs:
-            hog.kill()
-            hog.wait()
-    assert found.trials["channels_last"].verdict == "refused"
-    assert found.tuner is not None
-    assert any("other programs used" in note for note in found.tuner.notes)
-
-
-# Compiled
-
-
-class Residual(nn.Module):
-    """Blocks that repeat, with batch norm and dropout."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(4, 8, 3, padding=1)
-        self.blocks = nn.Sequential(*(Block() for _ in range(3)))
-        self.head = nn.Linear(8, CLASSES)
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.head(self.blocks(self.stem(images)).mean((2, 3)))
-
-
-class Block(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv, self.norm, self.dropout = nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.Dropout2d(0.1)
-
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        return features + self.dropout(torch.relu(self.norm(self.conv(features))))
-
-
-@pytest.mark.slow
-def test_compiling_while_training_changes_nothing_in_what_is_learnt(tmp_path: Path) -> None:
-    model = Residual()
-    untouched = copy.deepcopy(model)
-    found = tuned(tmp_path / "tuned", model, epochs=1000, tuner_config=TunerConfig(stop_when_done=True))
-    plain = train(tmp_path / "plain", untouched, epochs=1000, max_steps=len(found.losses))
-    for name in ("compiled blocks", "compiled"):
-        trial = found.trials[name]
-        assert trial.verdict in ("adopted", "refused") and trial.num_rounds > 0, trial
-        assert trial.details["num_graphs"] > 0 and trial.num_operators
-        assert trial.gradient_error is not None and trial.gradient_error > 0
-    assert_same_losses(found.losses[:150], plain.losses[:150])
-    assert list(found.model.state_dict()) == list(plain.model.state_dict())

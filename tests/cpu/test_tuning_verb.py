@@ -1,10 +1,13 @@
-"""`upshift tune` and `--plan auto` as processes: plan files, signals, kills."""
+"""`upshift tune` and `--plan auto` as processes: plan files, signals, kills.
+
+The processes read a simulated clock, and stop at a step of ours until they are killed or may go on: no test has to
+meet a moment.
+"""
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -19,25 +22,66 @@ from live_trainings import assert_same_losses
 from upshift import BadInputError, tune
 from upshift.tuning.plan import load_plan
 
-RECIPE = Path(__file__).with_name("sleeping_recipe.py")
+RECIPE = (
+    Path(__file__).with_name("layered_recipe.py").read_text()
+    + """
+
+# What a test adds: a simulated clock, a number of cores, no precision that is faster, and a process that waits in a
+# training step, the HELD_AT-th, until there is a file "go".
+
+import os, time
+from pathlib import Path
+import simulated_clock
+from upshift.workflows import live_tuning
+
+simulated_clock.install()
+live_tuning.num_usable_cores = lambda: int(os.environ["NUM_CORES"])
+live_tuning.fast_dtypes = lambda limits: ()
+num_steps = 0
+
+@torch.compiler.disable
+def hold(module, inputs):
+    global num_steps
+    num_steps += module.training
+    if module.training and num_steps == int(os.environ["HELD_AT"]):
+        Path("held").touch()
+        while not Path("go").exists():
+            time.sleep(0.01)
+
+class Held(Layered):
+    def __init__(self, *arguments, **named):
+        super().__init__(*arguments, **named)
+        self.register_forward_pre_hook(hold)
+
+RECIPE = Recipe(**{name: getattr(RECIPE, name) for name in RECIPE.__dataclass_fields__} | {"model": Held})
+"""
+)
+BEFORE_ANY_CANDIDATE = 12
+WHILE_ONE_IS_RACED = 40
+AFTER_ONE_WAS_ADOPTED = 120
 
 
 @pytest.fixture
 def recipe(tmp_path: Path) -> Path:
     """The recipe as a file of the user's."""
-    return Path(shutil.copy(RECIPE, tmp_path / "sleeping.py"))
+    path = tmp_path / "layered.py"
+    path.write_text(RECIPE)
+    return path
 
 
-def environment(cache: Path) -> dict[str, str]:
-    """A memory of its own, and one thread, so that no number of threads is a plan's."""
-    return os.environ | {"OMP_NUM_THREADS": "1", "UPSHIFT_CACHE_DIR": str(cache)}
-
-
-def start(folder: Path, *arguments: object) -> subprocess.Popen[str]:
+def start(folder: Path, *arguments: object, held_at: int = 0, num_cores: int = 1) -> subprocess.Popen[str]:
+    """Begin a command, with a memory of its own; with one core, the number of threads is nothing to try."""
+    environment = {
+        "OMP_NUM_THREADS": "1",
+        "UPSHIFT_CACHE_DIR": str(folder / "cache"),
+        "PYTHONPATH": os.pathsep.join(sys.path),
+        "HELD_AT": str(held_at),
+        "NUM_CORES": str(num_cores),
+    }
     return subprocess.Popen(
         [sys.executable, "-m", "upshift", *map(str, arguments)],
         cwd=folder,
-        env=environment(folder / "cache"),
+        env=os.environ | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -45,17 +89,27 @@ def start(folder: Path, *arguments: object) -> subprocess.Popen[str]:
 
 
 def finish(process: subprocess.Popen[str], *, code: int = 0) -> tuple[str, str]:
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate()
     assert process.returncode == code, err
     return out, err
 
 
-def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 120
-    while not condition():
+def wait_until_held(folder: Path, process: subprocess.Popen[str]) -> None:
+    while not (folder / "held").exists():
         assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def kill(process: subprocess.Popen[str]) -> None:
+    process.kill()
+    process.communicate()
+
+
+def interrupt(folder: Path, process: subprocess.Popen[str]) -> tuple[str, str]:
+    """Send Ctrl-C to a process that is held, and let it go on."""
+    process.send_signal(signal.SIGINT)
+    (folder / "go").touch()
+    return finish(process, code=130)
 
 
 # upshift tune
@@ -63,9 +117,9 @@ def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) ->
 
 @pytest.mark.slow
 def test_tune_writes_a_plan_that_train_applies(tmp_path: Path, recipe: Path) -> None:
-    out, err = finish(start(tmp_path, "tune", recipe, "--out", "found.json", "--json", "--budget", "20"))
+    out, err = finish(start(tmp_path, "tune", recipe, "--out", "found.json", "--json", "--budget", "4"))
     result = json.loads(out)
-    assert result["recipe"] == "sleeping" and result["speedup"] > 1.0
+    assert result["recipe"] == "layered" and result["speedup"] > 1.0
     assert Path(result["path"]).name == "found.json"
     assert result["tuning"]["from_cache"] is False
     plan = load_plan(tmp_path / "found.json")
@@ -76,20 +130,16 @@ def test_tune_writes_a_plan_that_train_applies(tmp_path: Path, recipe: Path) -> 
         tmp_path, "train", recipe, "--plan", "found.json", "--set", "epochs=1", "--out", "run", "--json", "--quiet"
     ))[0])  # fmt: skip
     assert trained["plan"]["memory_format"] == "channels_last" and trained["tuning"] is None
-    assert {path.name for path in tmp_path.iterdir()} == {"found.json", "run", "sleeping.py", "cache"}
+    assert {path.name for path in tmp_path.iterdir()} == {"found.json", "run", "layered.py", "cache"}
 
 
 @pytest.mark.slow
 def test_an_interrupted_tune_keeps_the_best_plan_so_far(tmp_path: Path, recipe: Path) -> None:
-    process = start(tmp_path, "tune", recipe, "--out", "found.json", "--json")
-    assert process.stderr is not None
-    told = ""
-    while "channels_last: adopted" not in told:
-        line = process.stderr.readline()
-        assert line, told
-        told += line
-    process.send_signal(signal.SIGINT)
-    out, err = finish(process, code=130)
+    options = ["--out", "found.json", "--json"]
+    process = start(tmp_path, "tune", recipe, *options, held_at=AFTER_ONE_WAS_ADOPTED, num_cores=2)
+    wait_until_held(tmp_path, process)
+    out, err = interrupt(tmp_path, process)
+    assert "channels_last: adopted" in err
     assert "tuning was stopped by SIGINT; the best plan so far is in found.json" in err and not out
     plan = load_plan(tmp_path / "found.json")
     assert plan.memory_format == "channels_last" and plan.trials
@@ -128,16 +178,7 @@ def test_the_command_line_refuses_the_same(upshift_cli: Callable[..., Any], tmp_
 
 
 def train_command(recipe: Path, *more: object) -> list[object]:
-    options = [
-        "--seed",
-        3,
-        "--set",
-        "epochs=12",
-        "--set",
-        "checkpoint_every_steps=7",
-        "--set",
-        "model_args.seconds=0.02",
-    ]
+    options = ["--seed", 3, "--set", "epochs=12", "--set", "checkpoint_every_steps=7"]
     return ["train", recipe, *options, "--out", "run", "--quiet", *more]
 
 
@@ -150,7 +191,7 @@ def losses(run: Path) -> list[float]:
 @pytest.fixture
 def plain(tmp_path: Path, recipe: Path) -> list[float]:
     """Losses of the same training without tuning."""
-    options = ["--plan", "baseline", "--set", "model_args.seconds=0.0", "--out", "plain"]
+    options = ["--plan", "baseline", "--out", "plain"]
     finish(start(tmp_path, *train_command(recipe, *options)))
     return losses(tmp_path / "plain")
 
@@ -160,12 +201,9 @@ def test_a_run_killed_after_it_was_tuned_goes_on_with_the_plan_found(
     tmp_path: Path, recipe: Path, plain: list[float]
 ) -> None:
     run = tmp_path / "run"
-    process = start(tmp_path, *train_command(recipe))
-    wait_until(lambda: "channels_last" in _text(run / "plan.json"), process)
-    at = len(_text(run / "metrics.jsonl").splitlines())
-    wait_until(lambda: len(_text(run / "metrics.jsonl").splitlines()) > at + 15, process)
-    process.kill()
-    process.communicate()
+    process = start(tmp_path, *train_command(recipe), held_at=AFTER_ONE_WAS_ADOPTED)
+    wait_until_held(tmp_path, process)
+    kill(process)
     kept = json.loads((run / "plan.json").read_text())
     assert kept["memory_format"] == "channels_last"
     assert [trial["verdict"] for trial in kept["trials"] if trial["name"] == "channels_last"] == ["adopted"]
@@ -181,10 +219,9 @@ def test_a_run_killed_before_anything_was_found_tunes_when_it_goes_on(
     tmp_path: Path, recipe: Path, plain: list[float]
 ) -> None:
     run = tmp_path / "run"
-    process = start(tmp_path, *train_command(recipe))
-    wait_until(lambda: len(_text(run / "metrics.jsonl").splitlines()) > 10, process)
-    process.kill()
-    process.communicate()
+    process = start(tmp_path, *train_command(recipe), held_at=BEFORE_ANY_CANDIDATE)
+    wait_until_held(tmp_path, process)
+    kill(process)
     assert json.loads((run / "plan.json").read_text())["trials"] == []
     finish(start(tmp_path, *train_command(recipe, "--resume")))
     result = json.loads((run / "result.json").read_text())
@@ -197,13 +234,8 @@ def test_a_run_interrupted_while_it_tunes_goes_on_with_the_same_losses(
     tmp_path: Path, recipe: Path, plain: list[float]
 ) -> None:
     run = tmp_path / "run"
-    process = start(tmp_path, *train_command(recipe))
-    wait_until(lambda: len(_text(run / "metrics.jsonl").splitlines()) > 40, process)
-    process.send_signal(signal.SIGINT)
-    finish(process, code=130)
+    process = start(tmp_path, *train_command(recipe), held_at=WHILE_ONE_IS_RACED)
+    wait_until_held(tmp_path, process)
+    interrupt(tmp_path, process)
     finish(start(tmp_path, *train_command(recipe, "--resume")))
     assert_same_losses(losses(run), plain)
-
-
-def _text(path: Path) -> str:
-    return path.read_text() if path.is_file() else ""

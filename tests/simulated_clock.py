@@ -1,0 +1,64 @@
+"""A clock for the tests of tuning: time passes where a test's models say so, however fast and busy the machine is.
+
+Models and loaders call `spend` where real ones would compute or wait. Where the clock is installed, that is all the
+time that training and tuning see, each time a little more or less, as on real machines; elsewhere nobody reads it.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from upshift.core import clock
+
+NOISE = 0.03
+"""Standard deviation of the logarithm of each stretch of time."""
+TICK_SECONDS = 2e-5
+"""What a reading of the clock takes: nothing takes no time at all."""
+
+
+class SimulatedClock:
+    """A clock that goes on by what is spent, and by a tick at each reading.
+
+    Args:
+        seed: Of the noise.
+    """
+
+    def __init__(self, seed: int = 0) -> None:
+        self._random = random.Random(seed)
+        self._seconds = 0.0
+
+    def now(self) -> float:
+        """Take the place of `upshift.core.clock.now`."""
+        self.spend(TICK_SECONDS)
+        return self._seconds
+
+    def spend(self, seconds: float) -> None:
+        """Let about that much time pass."""
+        self._seconds += seconds * math.exp(self._random.gauss(0.0, NOISE))
+
+
+CLOCK = SimulatedClock()
+
+
+def spend(seconds: float) -> None:
+    """Let time pass on the simulated clock."""
+    CLOCK.spend(seconds)
+
+
+def install() -> None:
+    """Have all of this process read the simulated clock from now on."""
+    clock.now = CLOCK.now
+
+
+@contextmanager
+def simulated_clock() -> Iterator[None]:
+    """Have all of this process read a new simulated clock for a while; there is a fixture of that name."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(f"{__name__}.CLOCK", SimulatedClock())
+        patch.setattr(clock, "now", CLOCK.now)
+        yield
