@@ -84,7 +84,8 @@ def algorithm_sentence(result: Record) -> str:
     rate, new_rate = amount(changed, "learning_rate"), amount(changed, "new_learning_rate")
     said = f"batches of {sizes[1]} in place of {sizes[0]} samples ({units.rate(before)} → {units.rate(after)})"
     if rate is not None and new_rate is not None:
-        said += f", learning rate {units.setting(rate)} → {units.significant(new_rate)} ({text(changed, 'rule')} rule)"
+        to = units.setting(float(f"{new_rate:.3g}"))
+        said += f", learning rate {units.setting(rate)} → {to} ({text(changed, 'rule')} rule)"
     if warmup := amount(changed, "warmup_fraction"):
         said += f", warm-up over {units.percent(warmup)} of the steps"
     return f"{said}: what is learnt is no longer the recipe's"
@@ -107,7 +108,7 @@ def split_sentence(tuning: Record) -> str:
     said = f"bound by {bound} ({', '.join(parts)})"
     if split.get("looked_into") is not True:
         waited = next(part.share for part in parts_of(split) if part.field == "data_wait")
-        said = f"{units.percent(waited)} of it waiting for data; there was no time to look into the rest"
+        said = f"{units.percent(waited)} of it waiting for data; the rest was not looked into"
     ceilings = [
         f"{title} {units.rate(speed)}"
         for title, field in (

@@ -35,7 +35,7 @@ class Observer(Ledger):
 
     Attributes:
         cost: Operations and bytes of a step's forward and backward pass; None where the training is too short to look.
-        first_split: Where the time of a step went by the first plan; None where nothing was raced.
+        first_split: Where the time of a step went by the first plan; None where there are too few steps.
     """
 
     def __init__(
@@ -66,6 +66,7 @@ class Observer(Ledger):
                 share * first.step_seconds + (1.0 - share) * more.step_seconds,
                 share * first.data_seconds + (1.0 - share) * more.data_seconds,
             )
+        self.first_split = self._split(first)
         return first
 
     def _look_into_step(self, loop: Conducted, first: Measured) -> None:

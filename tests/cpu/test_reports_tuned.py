@@ -1,0 +1,64 @@
+"""What a run says of its tuning: where the time of a step went, and what was changed of the algorithm."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from upshift.reports.tuned import algorithm_fact, split_sentence, step_fact, tuning_fact
+from upshift.training.config import TrainingConfig
+from upshift.tuning.batch_size import changed_algorithm
+from upshift.tuning.breakdown import estimate_breakdown
+
+SPLIT = estimate_breakdown(
+    0.002, 0.008, batch_size=64, overhead_share=0.25, loader_samples_per_second=32_000.0
+).to_json()
+
+
+def plain(text: str) -> str:
+    return text.replace("\u202f", " ").replace("\u00a0", " ")
+
+
+def test_the_split_names_what_binds_the_parts_and_the_ceilings() -> None:
+    said = plain(split_sentence({"split": SPLIT | {"looked_into": True}}))
+    assert said.startswith("bound by compute (computing 60")
+    assert "overhead 20" in said and "waiting for data 20" in said and "reading" not in said
+    assert "without waiting 8,000 samples/s" in said and "the loader alone 32,000 samples/s" in said
+
+
+def test_what_nobody_looked_into_is_not_called_computing() -> None:
+    said = plain(split_sentence({"split": SPLIT | {"looked_into": False}}))
+    assert "computing" not in said and said.startswith("20") and "waiting for data" in said
+
+
+def test_a_run_shows_its_step_beside_its_plan() -> None:
+    fact = step_fact({"tuning": {"split": SPLIT | {"looked_into": True}}})
+    assert fact is not None and fact[0] == "step" and plain(fact[1]) == "10 ms"
+    assert step_fact({"tuning": None}) is None and step_fact({"tuning": {"split": None}}) is None
+
+
+def test_a_changed_algorithm_is_reported_as_what_it_is() -> None:
+    changed = changed_algorithm(TrainingConfig(batch_size=64), {64: 1000.0, 128: 1900.0, 256: 1950.0}, 1.0)
+    fact = algorithm_fact({"algorithm": changed.to_json()})
+    assert fact is not None and fact[:2] == ("algorithm", "changed")
+    said = plain(fact[2])
+    assert "128 in place of 64" in said and "1,000 samples/s → 1,900 samples/s" in said
+    assert "0.01 → 0.02 (linear rule)" in said and "no longer the recipe's" in said
+    kept = changed_algorithm(TrainingConfig(batch_size=64), {64: 1000.0, 128: 1001.0}, 1.0)
+    fact = algorithm_fact({"algorithm": kept.to_json()})
+    assert fact is not None and fact[1] == "as it was" and "stays at 64" in fact[2]
+    assert algorithm_fact({"algorithm": None}) is None and algorithm_fact({}) is None
+
+
+def test_a_larger_batch_is_no_part_of_what_the_plan_gained() -> None:
+    changed = changed_algorithm(TrainingConfig(batch_size=64), {64: 1000.0, 128: 1900.0}, 1.0)
+    result = {"tuning": {"seconds": 0.1, "net_seconds": -0.1}, "plan": {"trials": [changed.trial().to_json()]}}
+    fact = tuning_fact(result)
+    assert fact is not None and fact[1] == "plain"
+
+
+@pytest.mark.parametrize("value", [None, 3, "x", [], {"rates": 3}, {"rates": {"64": "x"}, "batch_size": "64"}])
+def test_nonsense_says_nothing(value: Any) -> None:
+    assert algorithm_fact({"algorithm": value}) is None
+    assert step_fact({"tuning": {"split": value}}) is None
