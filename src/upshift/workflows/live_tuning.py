@@ -71,7 +71,8 @@ def plan_to_start_with(reference: str | Path | Plan, resumed: Path | None) -> St
             found = read_plan(kept)
             known = interrupted_in(RunFolder(kept.parent))
             if known is not None and _is_of_this_machine(known.plan):
-                return StartingPlan(BASELINE, tunes=True, known=known)
+                # As it was left: there may be too few steps to find it again.
+                return StartingPlan(replace(known.plan, environment={}, trials=()), tunes=True, known=known)
             if found.trials:
                 return _kept(found) if found.is_for_this_machine() else StartingPlan(BASELINE, tunes=True)
         return StartingPlan(BASELINE, tunes=True)
@@ -119,6 +120,9 @@ class LiveTuning:
         self._data_rates = find_rates(cache=self._cache, environment=self._environment)
         if known is None and use_cache and handed_over is None:
             known = from_document(self._cache.load_plan(self._environment, self._subject))
+            self._of_before: tuple[Mapping[str, Any], ...] = ()
+        else:  # what the plan that is begun with was chosen by
+            self._of_before = known.decided if known is not None else ()
         self._num_kept = 0
         self._folder: RunFolder | None = None
 
@@ -144,13 +148,14 @@ class LiveTuning:
             handed_over=handed_over,
         )
         self.tuner.on_trial = self._keep
+        self.tuner.on_complete = self._keep
 
     def keep_plan_in(self, folder: RunFolder) -> None:
         """Write each plan that is adopted into the folder's `plan.json`."""
         self._folder = folder
 
-    def _keep(self, news: Plan | Trial) -> None:
-        """A plan was adopted or dropped, or a candidate decided."""
+    def _keep(self, news: Plan | Trial | None = None) -> None:
+        """A plan was adopted or dropped, a candidate decided, or tuning has come to its end."""
         if self._folder is not None:
             self._write(self._folder, self.plan())
         self.remember()
@@ -168,7 +173,7 @@ class LiveTuning:
         return replace(
             self.tuner.plan,
             environment=self._description,
-            trials=tuple(trial.to_json() for trial in [*first, *self.tuner.trials]),
+            trials=(*self._of_before, *(trial.to_json() for trial in [*first, *self.tuner.trials])),
         )
 
     @property
