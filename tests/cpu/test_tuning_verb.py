@@ -59,6 +59,7 @@ RECIPE = Recipe(**{name: getattr(RECIPE, name) for name in RECIPE.__dataclass_fi
 BEFORE_ANY_CANDIDATE = 12
 WHILE_ONE_IS_RACED = 40
 AFTER_ONE_WAS_ADOPTED = 120
+AFTER_ALL_WERE_DECIDED = 500
 
 
 @pytest.fixture
@@ -178,7 +179,7 @@ def test_the_command_line_refuses_the_same(upshift_cli: Callable[..., Any], tmp_
 
 
 def train_command(recipe: Path, *more: object) -> list[object]:
-    options = ["--seed", 3, "--set", "epochs=12", "--set", "checkpoint_every_steps=7"]
+    options = ["--seed", 3, "--set", "epochs=30", "--set", "checkpoint_every_steps=7"]
     return ["train", recipe, *options, "--out", "run", "--quiet", *more]
 
 
@@ -201,7 +202,7 @@ def test_a_run_killed_after_it_was_tuned_goes_on_with_the_plan_found(
     tmp_path: Path, recipe: Path, plain: list[float]
 ) -> None:
     run = tmp_path / "run"
-    process = start(tmp_path, *train_command(recipe), held_at=AFTER_ONE_WAS_ADOPTED)
+    process = start(tmp_path, *train_command(recipe), held_at=AFTER_ALL_WERE_DECIDED)
     wait_until_held(tmp_path, process)
     kill(process)
     kept = json.loads((run / "plan.json").read_text())
@@ -209,7 +210,7 @@ def test_a_run_killed_after_it_was_tuned_goes_on_with_the_plan_found(
     assert [trial["verdict"] for trial in kept["trials"] if trial["name"] == "channels_last"] == ["adopted"]
     finish(start(tmp_path, *train_command(recipe, "--resume")))
     result = json.loads((run / "result.json").read_text())
-    assert result["resumed_from_step"] is not None and result["steps"] == 276
+    assert result["resumed_from_step"] is not None and result["steps"] == 690
     assert result["plan"] == kept and result["tuning"] is None
     assert_same_losses(losses(run), plain)
 

@@ -99,6 +99,7 @@ class LiveSteps(ABC):
         live_step_seconds: Of the last step, without its wait for data; on an accelerator, the time from the end of the
             call before to the end of its own, whose mean over many steps is what a step takes.
         is_complete: Whether the story came to its end.
+        on_complete: Called when it does.
     """
 
     def __init__(
@@ -113,6 +114,7 @@ class LiveSteps(ABC):
         self.plan = self.first_plan = self._executed = self._loader_plan = plan
         self.account = account
         self.is_complete = False
+        self.on_complete: Callable[[], None] | None = None
         self._loader_for, self._stop_when_done = loader_for, stop_when_done
         self._loaders: dict[tuple[Any, ...], Any] = {}
         self._teller: Callable[[Conducted], Story] = self._tell
@@ -267,6 +269,8 @@ class LiveSteps(ABC):
         except StopIteration:
             self.is_complete = True
             self._go_back(loop)
+            if self.on_complete is not None:
+                self.on_complete()
             if self._stop_when_done:
                 raise TuningDone("the plan is found") from None
 
