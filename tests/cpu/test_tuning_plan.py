@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 
 from upshift.errors import PlanError
 from upshift.training.step import Execution
-from upshift.tuning.plan import BASELINE, Plan, load_plan
+from upshift.tuning.plan import BASELINE, Plan, load_plan, plan_from_json, read_plan
 
 
 def test_baseline_is_the_plain_loop() -> None:
@@ -79,6 +80,32 @@ def test_a_plan_that_cannot_be_is_refused_by_file_and_field(what: str, tmp_path:
         load_plan(path)
     assert message in str(caught.value)
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["num_threads", "num_workers"])
+def test_a_plan_that_would_swamp_this_machine_is_refused(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    most = 4 * (os.cpu_count() or 1)
+    path.write_text(json.dumps({"version": 1, name: 999_999}))
+    with pytest.raises(PlanError, match=rf"plan\.{name} must be at most 4 for each of .* received 999999; .* {most}$"):
+        load_plan(path)
+    too_many, most_plan = plan_from_json({"version": 1, name: most + 1}), plan_from_json({"version": 1, name: most})
+    with pytest.raises(PlanError, match=name):
+        too_many.apply(torch.nn.Linear(2, 2))
+    assert load_plan(most_plan) is most_plan
+    assert read_plan(path).to_json()[name] == 999_999, "another machine may have as many cores"
+
+
+def test_the_example_for_threads_is_one_that_this_machine_has() -> None:
+    with pytest.raises(PlanError, match=rf"received '2'; hint: for example plan.num_threads={os.cpu_count()},"):
+        Plan(num_threads="2")  # type: ignore[arg-type]
+
+
+def test_a_key_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    path.write_text('{"version": 1, "num_threads": 1, "version": 1}')
+    with pytest.raises(PlanError, match="the key 'version' is there twice"):
+        load_plan(path)
 
 
 @pytest.mark.parametrize("content", [b"", b'{"version": 1, "prec', b"[1]", b"\xff\xfe", b"[" * 100_000])

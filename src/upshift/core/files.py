@@ -122,7 +122,7 @@ def read_json(path: Path, *, kind: str) -> dict[str, Any]:
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
             raise ValueError(f"{path.stat().st_size} bytes")
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_object)
     except (OSError, ValueError, RecursionError) as error:
         raise ArtifactError(
             f"{kind} must be a readable JSON file",
@@ -136,6 +136,16 @@ def read_json(path: Path, *, kind: str) -> dict[str, Any]:
             hint="check the path, or make it again",
         )
     return value
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object whose keys are there once: of one that is there twice, nobody knows which value was meant."""
+    whole: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in whole:
+            raise ValueError(f"the key {key!r} is there twice")
+        whole[key] = value
+    return whole
 
 
 def sha256_file(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,6 +17,8 @@ from upshift.core.typed_fields import check_fields, dataclass_from_json, to_json
 from upshift.errors import ArtifactError, BadInputError, PlanError, shown
 
 VERSION = 1
+MAX_THREADS_PER_CORE = 4
+"""Of torch's CPU kernels, and worker processes: more only wait for each other, far more take the machine down."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +66,10 @@ class Plan:
         try:
             check_fields(self, "plan.")
         except BadInputError as error:
-            raise PlanError(error.rule, received=error.received, hint=error.hint) from error
+            hint = error.hint
+            if error.rule.startswith("plan.num_threads"):
+                hint = f"for example plan.num_threads={os.cpu_count() or 1}, as many as this machine has cores"
+            raise PlanError(error.rule, received=error.received, hint=hint) from error
         for name in ("num_threads", "micro_batch_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -138,8 +144,17 @@ class Plan:
         """Refuse a plan that this machine cannot carry out.
 
         Raises:
-            PlanError: Its device is not here, or its precision needs another one.
+            PlanError: Its device is not here, its precision needs another one, or it takes far more threads or
+                workers than there are cores.
         """
+        num_cores = os.cpu_count() or 1
+        for name, taken in (("num_threads", self.num_threads), ("num_workers", self.num_workers)):
+            if taken is not None and taken > MAX_THREADS_PER_CORE * num_cores:
+                raise PlanError(
+                    f"plan.{name} must be at most {MAX_THREADS_PER_CORE} for each of this machine's {num_cores} cores",
+                    received=taken,
+                    hint=f"make a plan here, or set {name} to at most {MAX_THREADS_PER_CORE * num_cores}",
+                )
         available = {"auto": True, "cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.mps.is_available()}
         if not available[self.device]:
             raise PlanError(
