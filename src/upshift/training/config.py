@@ -22,8 +22,8 @@ class OptimizerConfig:
     """How weights are updated.
 
     Attributes:
-        name: "sgd", "adam", "adamw", "muon" (2-D hidden weights; AdamW for the rest), or any optimizer
-            of the package pytorch_optimizer.
+        name: "sgd", "adam", "adamw", "muon" (2-D hidden weights; AdamW for the rest), or one of the package
+            pytorch_optimizer (docs/optimizers.md says which).
         lr: Peak learning rate.
         momentum: For SGD and Muon.
         nesterov: For SGD and Muon.

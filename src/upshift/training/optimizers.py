@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from upshift.errors import ConfigError, MissingExtraError, UnknownNameError
+from upshift.errors import BadInputError, ConfigError, MissingExtraError, UnknownNameError
 from upshift.training.config import OptimizerConfig
+from upshift.training.optimizer_state import pack, unpack
 
 ParamGroups = list[dict[str, Any]]
 
@@ -22,10 +24,18 @@ class OptimizerSet:
     Attributes:
         optimizers: The torch optimizers.
         parameter_names: Name of each parameter that any of them updates.
+        package_name: What pytorch_optimizer calls it; None for torch's own, and for one that the user has made.
     """
 
-    def __init__(self, optimizers: list[torch.optim.Optimizer], names: dict[nn.Parameter, str]) -> None:
+    def __init__(
+        self,
+        optimizers: list[torch.optim.Optimizer],
+        names: dict[nn.Parameter, str],
+        *,
+        package_name: str | None = None,
+    ) -> None:
         self.optimizers = optimizers
+        self.package_name = package_name
         self.parameter_names = names
         self._parameters = list(names)
         self._peaks = [[float(group["lr"]) for group in optimizer.param_groups] for optimizer in optimizers]
@@ -43,8 +53,22 @@ class OptimizerSet:
         return float(self.optimizers[0].param_groups[0]["lr"])
 
     def step(self) -> None:
-        for optimizer in self.optimizers:
-            optimizer.step()
+        """Update the parameters.
+
+        Raises:
+            ConfigError: An optimizer of another package, which upshift made, does not take these gradients.
+        """
+        try:
+            for optimizer in self.optimizers:
+                optimizer.step()
+        except Exception as error:  # code of another package, which may raise anything
+            if self.package_name is None or _concerns_memory(error):
+                raise
+            raise ConfigError(
+                "an optimizer must make its steps from the gradients of the model",
+                received=f"{self.package_name}, which raises {type(error).__name__}: {error}",
+                hint="choose another optimizer.name, or change optimizer.options",
+            ) from error
 
     def zero_grad(self) -> None:
         # As torch's own zero_grad(set_to_none=True), without its profiling hooks: 3 % of a step of a small model.
@@ -60,7 +84,13 @@ class OptimizerSet:
         tensors: dict[str, torch.Tensor] = {}
         numbers: dict[str, Any] = {}
         groups: list[list[dict[str, Any]]] = []
+        foreign: dict[str, Any] = {}
         for index, optimizer in enumerate(self.optimizers):
+            if not _is_own(optimizer):
+                more, foreign[str(index)] = pack(optimizer, str(index))
+                tensors |= more
+                groups.append([])
+                continue
             packed = optimizer.state_dict()
             names = self._names_in_order(optimizer)
             for position, entries in packed["state"].items():
@@ -76,11 +106,15 @@ class OptimizerSet:
                     for group in packed["param_groups"]
                 ]
             )
-        return tensors, {"numbers": numbers, "groups": groups}
+        return tensors, {"numbers": numbers, "groups": groups} | ({"foreign": foreign} if foreign else {})
 
     def load_state(self, tensors: dict[str, torch.Tensor], rest: dict[str, Any]) -> None:
         """Take back what `state` gave; torch puts each value on its parameter's device."""
         for index, optimizer in enumerate(self.optimizers):
+            foreign = rest.get("foreign", {}).get(str(index))
+            if foreign is not None:
+                unpack(optimizer, tensors, foreign)
+                continue
             positions = {name: position for position, name in enumerate(self._names_in_order(optimizer))}
             packed = optimizer.state_dict()
             state: dict[int, dict[str, Any]] = {}
@@ -126,16 +160,53 @@ class OptimizerSet:
         """
         for optimizer in self.optimizers:
             for parameter, entries in optimizer.state.items():
-                for key, value in entries.items():
+                # Optimizers of other packages keep totals there too, under names.
+                for key, value in entries.items() if isinstance(parameter, torch.Tensor) else ():
                     is_like = isinstance(value, torch.Tensor) and value.shape == parameter.shape
                     if is_like and value.stride() != parameter.stride():
                         entries[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The weights that are meant to be used, within this context.
+
+        Optimizers that average for themselves, as the schedule-free ones (arXiv 2405.15682), train other weights than
+        those that they converge with. Afterwards the weights are bitwise as before: nothing depends on when they were
+        evaluated.
+        """
+        with contextlib.ExitStack() as put_back:
+            for optimizer in self.optimizers:
+                swap_in, swap_out = getattr(optimizer, "eval", None), getattr(optimizer, "train", None)
+                if callable(swap_in) and callable(swap_out):
+                    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+                    put_back.callback(_copy_back, parameters, [p.detach().clone() for p in parameters])
+                    put_back.callback(swap_out)
+                    swap_in()
+            yield
 
     def _all_support_found_inf(self) -> bool:
         return all(getattr(optimizer, "_step_supports_amp_scaling", False) for optimizer in self.optimizers)
 
     def _names_in_order(self, optimizer: torch.optim.Optimizer) -> list[str]:
         return [self.parameter_names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
+
+
+@torch.no_grad()
+def _copy_back(parameters: list[nn.Parameter], values: list[torch.Tensor]) -> None:
+    for parameter, value in zip(parameters, values, strict=True):
+        parameter.copy_(value)
+
+
+def _concerns_memory(error: Exception) -> bool:
+    """Whether whoever made the step may mend it, by a smaller micro-batch."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in ("memory", "alloc"))
+
+
+def _is_own(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether its state is one tensor or number for each name and parameter, as we know of torch's own."""
+    return type(optimizer) in (torch.optim.Muon, *(info.type for info in BUILTIN.values()))
 
 
 def _json_value(value: Any, optimizer: torch.optim.Optimizer, key: str) -> Any:
@@ -157,6 +228,7 @@ class OptimizerInfo:
     type: type[torch.optim.Optimizer]
     make: Callable[[ParamGroups, OptimizerConfig, bool], torch.optim.Optimizer]
     fused_dtypes: tuple[torch.dtype, ...]
+    takes: tuple[str, ...]
 
 
 def _sgd(groups: ParamGroups, config: OptimizerConfig, fused: bool) -> torch.optim.Optimizer:
@@ -173,11 +245,13 @@ def _adamw(groups: ParamGroups, config: OptimizerConfig, fused: bool) -> torch.o
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused, **config.options)
 
 
+# Fields that not every optimizer takes, with what they are where nobody has set them.
+_DEFAULTS = {name: getattr(OptimizerConfig(), name) for name in ("momentum", "nesterov", "betas", "eps", "adamw_lr")}
 _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 BUILTIN = {
-    "sgd": OptimizerInfo(torch.optim.SGD, _sgd, _FLOATS),
-    "adam": OptimizerInfo(torch.optim.Adam, _adam, _FLOATS),
-    "adamw": OptimizerInfo(torch.optim.AdamW, _adamw, _FLOATS),
+    "sgd": OptimizerInfo(torch.optim.SGD, _sgd, _FLOATS, ("momentum", "nesterov")),
+    "adam": OptimizerInfo(torch.optim.Adam, _adam, _FLOATS, ("betas", "eps")),
+    "adamw": OptimizerInfo(torch.optim.AdamW, _adamw, _FLOATS, ("betas", "eps")),
 }
 
 
@@ -202,6 +276,7 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig, *, fused: bool = 
             hint="leave requires_grad on for some of them",
         )
     names: dict[nn.Parameter, str] = {parameter: name for name, parameter in named}
+    _refuse_without_effect(config)
     try:
         if config.name == "muon":
             optimizers = _muon(model, named, config, fused)
@@ -211,13 +286,16 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig, *, fused: bool = 
             optimizers = [info.make(decay_groups(named, config), config, can_fuse)]
         else:
             optimizers = [_from_pytorch_optimizer(decay_groups(named, config), config)]
-    except (TypeError, ValueError, AssertionError) as error:
+        is_own = config.name == "muon" or config.name in BUILTIN
+        return OptimizerSet(optimizers, names, package_name=None if is_own else config.name)
+    except BadInputError:
+        raise
+    except Exception as error:  # a constructor of another package, which may raise anything
         raise ConfigError(
             f"the options must fit the optimizer {config.name}",
-            received=f"{dict(config.options)}: {error}",
+            received=f"{dict(config.options)}: {type(error).__name__}: {error}",
             hint="change optimizer.options or another optimizer field",
         ) from error
-    return OptimizerSet(optimizers, names)
 
 
 def decay_groups(named: Iterable[tuple[str, nn.Parameter]], config: OptimizerConfig) -> ParamGroups:
@@ -289,20 +367,40 @@ def _from_pytorch_optimizer(groups: ParamGroups, config: OptimizerConfig) -> tor
         )
     make = pytorch_optimizer.load_optimizer(config.name)
     optimizer: torch.optim.Optimizer = make(groups, lr=config.lr, **_fields_it_takes(make, config), **config.options)
+    if any("lr" not in group for group in optimizer.param_groups):
+        raise TypeError(f"{config.name} has no learning rate that a schedule could set")
     return optimizer
 
 
 def _fields_it_takes(make: Callable[..., Any], config: OptimizerConfig) -> dict[str, Any]:
     """Fields that differ from their defaults; one that the optimizer does not take is refused, not ignored."""
-    parameters = inspect.signature(make).parameters
-    changed = {name: getattr(config, name) for name in ("momentum", "nesterov", "betas", "eps")}
-    defaults = OptimizerConfig()
-    changed = {name: value for name, value in changed.items() if value != getattr(defaults, name)}
-    for name in changed:
-        if name not in parameters:
+    parameters = tuple(inspect.signature(make).parameters)
+    _refuse_others(config, parameters)
+    return {name: value for name, value in _changed(config).items() if name in parameters}
+
+
+def _refuse_without_effect(config: OptimizerConfig) -> None:
+    """Refuse a field that a built-in optimizer would ignore."""
+    if config.name == "muon":
+        _refuse_others(config, tuple(_DEFAULTS))
+    elif config.name in BUILTIN:
+        _refuse_others(config, BUILTIN[config.name].takes)
+
+
+def _refuse_others(config: OptimizerConfig, takes: tuple[str, ...]) -> None:
+    for name, value in _changed(config).items():
+        if name not in takes:
             raise ConfigError(
                 f"optimizer.{name} must be one that {config.name} takes",
-                received=changed[name],
-                hint=f"leave it out; {config.name} takes {', '.join(parameters)}",
+                received=value,
+                hint=f"leave it out, or --set optimizer.{name}={_as_text(_DEFAULTS[name])}; "
+                f"{config.name} takes {', '.join(takes)}",
             )
-    return changed
+
+
+def _as_text(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value).lower()
+
+
+def _changed(config: OptimizerConfig) -> dict[str, Any]:
+    return {name: getattr(config, name) for name, value in _DEFAULTS.items() if getattr(config, name) != value}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -332,7 +332,7 @@ class Trainer:
         start = clock.now()
         self.step.synchronize()
         self.model.eval()
-        with self._ema.swapped_in() if self._ema else nullcontext():
+        with self._final_weights():
             metrics = monitor(self.model, within(self._eval_loader.epoch(0), self.step.largest_batch))
         self.model.train()
         self.progress.evaluation_seconds += clock.now() - start
@@ -370,9 +370,13 @@ class Trainer:
         elif progress.time_to_target_seconds is None:
             progress.time_to_target_seconds = progress.seconds
 
+    def _final_weights(self) -> AbstractContextManager[None]:
+        """The model has what is evaluated and saved: the average of the weights where there is one."""
+        return self._ema.swapped_in() if self._ema else self._optimizer.averaged()
+
     def _final_state(self) -> dict[str, torch.Tensor]:
-        """A copy of what is evaluated and saved: the average of the weights where there is one."""
-        with self._ema.swapped_in() if self._ema else nullcontext():
+        """A copy of what is evaluated and saved."""
+        with self._final_weights():
             return {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
 
     def _keep_best_weights(self) -> None:

@@ -19,6 +19,7 @@ from upshift.recipes.registry import find_recipe
 from upshift.training.conductor import Conductor
 from upshift.training.loss import CrossEntropy
 from upshift.training.metrics import check_logits
+from upshift.training.optimizer_check import check_optimizer
 from upshift.training.rng import check_seed, seed_everything
 from upshift.training.trainer import Trainer
 from upshift.tuning.plan import Plan
@@ -127,6 +128,7 @@ def prepare_training(
             hint="--set data.validation_fraction=0.1 holds one out",
         )
     _check_model(model, loaders, dataset.info.num_classes)
+    check_optimizer(model, resolved.optimizer)
     return Prepared(record=record, dataset=dataset, model=model, loaders=loaders, plan=plan, device=device, seed=seed)
 
 
