@@ -278,7 +278,7 @@ def test_a_plan_of_this_machine_is_applied_as_it_is(tmp_path: Path, no_memory: P
 
 @pytest.mark.parametrize(
     "optimizer",
-    ['{"name": "sgd", "lr": 0.02, "momentum": 0.9}', '{"name": "adamw", "lr": 0.01}'],
+    ['{"name": "sgd", "lr": 0.02, "momentum": 0.9}', '{"name": "adamw", "lr": 0.01, "momentum": 0.0}'],
     ids=["momentum", "adamw"],
 )
 def test_a_run_in_channels_last_is_resumed_bitwise(optimizer: str, tmp_path: Path, no_memory: Path) -> None:
