@@ -258,7 +258,8 @@ def test_a_missing_file_leaves_its_section_out(tmp_path: Path, missing: str, gon
 
 
 def test_the_least_run_makes_a_page(tmp_path: Path) -> None:
-    page = page_of(write_run(tmp_path / "run", {"recipe.json": {}, "result.json": {"version": 1}}))
+    least = {"version": 1, "recipe": "a", "data": {}, "metrics": {}}
+    page = page_of(write_run(tmp_path / "run", {"recipe.json": {}, "result.json": least}))
     structure(page)
     assert "None" not in words(page)
     assert "nan" not in words(page)
@@ -281,12 +282,24 @@ def test_values_of_unexpected_type_are_left_out(tmp_path: Path, value: Any) -> N
     assert not re.search(r"\b(None|nan|inf|True)\b|[\[\]{}]|e\+?308|000000|[-−]1\b", shown)
 
 
-def test_a_broken_record_is_named_and_the_rest_is_shown(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("evaluation.json", '{"version": 1, "spl'),
+        ("evaluation.json", "garbage"),
+        ("recipe.json", "{"),
+        ("plan.json", "[1]"),
+        ("result.json", '{"version": 1}'),
+        ("result.json", ""),
+    ],
+)
+def test_a_damaged_record_is_named_and_the_page_that_was_there_is_kept(tmp_path: Path, name: str, content: str) -> None:
     run = whole_run(tmp_path / "run")
-    (run / "evaluation.json").write_text('{"version": 1, "spl')
-    text = words(page_of(run))
-    assert "evaluation.json could not be read" in text
-    assert "98.5 %" in text
+    good = page_of(run)
+    (run / name).write_text(content)
+    with pytest.raises(ArtifactError, match=re.escape(str(run / name))):
+        report(run)
+    assert (run / "report.html").read_text(encoding="utf-8") == good
 
 
 def test_kept_eager_is_said_and_no_speedup_claimed(tmp_path: Path) -> None:

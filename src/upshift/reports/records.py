@@ -12,6 +12,9 @@ from upshift.errors import ArtifactError
 from upshift.reports.fields import Record, count, record
 
 RESULT_VERSION = 1
+NEEDED = ("recipe", "data", "metrics")
+"""Of `result.json`: every run has them."""
+MAKE_AGAIN = "put the file back as it was, or train again; a report that was made before is kept as it is"
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,6 @@ class RunRecords:
         metrics: The lines of `metrics.jsonl` in step order, the last written one of each step.
         evaluation: `evaluation.json`; empty where there is none.
         date: When the run began, by its folder's name; of a folder named otherwise, when it ended. In local time.
-        problems: Records that are there but could not be read.
     """
 
     folder: Path
@@ -38,14 +40,14 @@ class RunRecords:
     metrics: tuple[Record, ...] = ()
     evaluation: Record = field(default_factory=dict)
     date: datetime | None = None
-    problems: tuple[str, ...] = ()
 
 
 def load_records(folder: RunFolder) -> RunRecords:
     """Read a run folder.
 
     Raises:
-        ArtifactError: The folder holds no finished run, or one of another version.
+        ArtifactError: The folder holds no finished run, or one of another version, or a record is there and damaged:
+            a page without it would look as if it had never been.
     """
     result = folder.load_result()
     if result.get("version") != RESULT_VERSION:
@@ -54,9 +56,15 @@ def load_records(folder: RunFolder) -> RunRecords:
             received=f"{folder.result}: version {result.get('version')!r}",
             hint="use the version of upshift that made the run",
         )
-    problems: list[str] = []
-    about = _optional(folder.recipe, "the run's recipe", problems)
-    plan = _optional(folder.plan, "the run's plan", problems)
+    missing = [name for name in NEEDED if name not in result]
+    if missing:
+        raise ArtifactError(
+            "result.json of a run must be whole",
+            received=f"{folder.result} without {', '.join(missing)}",
+            hint=MAKE_AGAIN,
+        )
+    about = _record(folder.recipe, "the run's recipe")
+    plan = _record(folder.plan, "the run's plan")
     return RunRecords(
         folder=folder.path,
         result=result,
@@ -64,20 +72,19 @@ def load_records(folder: RunFolder) -> RunRecords:
         model_spec=record(about, "model_spec"),
         plan=plan or record(result, "plan"),
         metrics=_metrics(folder.metrics),
-        evaluation=_optional(folder.evaluation, "the run's evaluation", problems),
+        evaluation=_record(folder.evaluation, "the run's evaluation"),
         date=_date(folder),
-        problems=tuple(problems),
     )
 
 
-def _optional(path: Path, kind: str, problems: list[str]) -> Record:
+def _record(path: Path, kind: str) -> Record:
+    """A record that need not be there; one that is must be readable."""
     if not path.exists():
         return {}
     try:
         return read_json(path, kind=kind)
-    except ArtifactError:
-        problems.append(f"{path.name} could not be read, so what it holds is missing from this page.")
-        return {}
+    except ArtifactError as error:
+        raise ArtifactError(error.rule, received=error.received, hint=MAKE_AGAIN) from error
 
 
 def _metrics(path: Path) -> tuple[Record, ...]:

@@ -12,9 +12,9 @@ from upshift.reports.section_training import definitions
 
 
 def notes(run: RunRecords) -> Html | None:
-    """What a reader must know besides: warnings of the run, records that could not be read."""
+    """What a reader must know besides: warnings of the run."""
     noted = [*sequence(run.result, "notes"), *sequence(record(run.result, "optimize"), "notes")]
-    said = [*(note for note in noted if isinstance(note, str)), *run.problems]
+    said = [note for note in noted if isinstance(note, str)]
     if not said:
         return None
     items = [tag("li", label(note)) for note in said]
