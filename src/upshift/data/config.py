@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from upshift.core.typed_fields import check_fields
 from upshift.errors import ConfigError
 
+MAX_TEXT_BYTES = 2**20
+"""Every text of a dataset takes as many."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
@@ -55,9 +58,9 @@ class DataConfig:
                 received=self.validation_fraction,
                 hint="0.1 holds out a tenth of the training split",
             )
-        if self.max_text_bytes < 1:
+        if not 1 <= self.max_text_bytes <= MAX_TEXT_BYTES:
             raise ConfigError(
-                "data.max_text_bytes must be at least 1",
+                f"data.max_text_bytes must be at least 1 and at most {MAX_TEXT_BYTES:,}",
                 received=self.max_text_bytes,
                 hint="256 keeps a few sentences",
             )

@@ -9,7 +9,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from upshift.core.reference import CodeReference
+from upshift.core.reference import CodeReference, reference_to_factory
 from upshift.core.typed_fields import dataclass_from_json, from_json, from_text, leaf_hints, with_example
 from upshift.errors import ArtifactError, ConfigError, UnknownNameError
 from upshift.recipes.recipe import Recipe
@@ -148,7 +148,8 @@ def _callable(name: str, reference: str) -> Any:
 
 
 def _check_model_args(recipe: Recipe) -> None:
-    """Refuse a model argument that the factory does not have, before any data is read."""
+    """Refuse what makes no model, and a model argument that the factory does not have, before any data is read."""
+    reference_to_factory(recipe.model)
     parameters = inspect.signature(recipe.model).parameters.values()
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return

@@ -100,9 +100,25 @@ def _from_module(reference: str) -> tuple[Recipe, RecipeOrigin]:
             "a recipe in a package must be given as package.module:RECIPE", received=reference, hint="check the name"
         )
     with _import_errors(module_name):
-        module = importlib.import_module(module_name)
+        try:
+            module = importlib.import_module(module_name)
+        except ModuleNotFoundError as error:
+            if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+                raise  # of what the module itself imports
+            raise _NoSuchModuleError(error.name, reference) from error
     recipe = _checked(_attribute(module, attribute or "RECIPE", module_name), reference)
     return recipe, RecipeOrigin(reference=reference)
+
+
+class _NoSuchModuleError(ConfigError):
+    """A recipe's module is not there at all."""
+
+    def __init__(self, missing: str, reference: str) -> None:
+        super().__init__(
+            "a recipe given as package.module:RECIPE must be in a module that Python finds",
+            received=f"{reference!r}, and no module {missing!r}",
+            hint="check the name, install its package, or name a .py file or a built-in recipe (`upshift recipes`)",
+        )
 
 
 class _import_errors:
@@ -115,6 +131,8 @@ class _import_errors:
         pass
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: Any) -> None:
+        if isinstance(error, _NoSuchModuleError):
+            return
         if isinstance(error, BadInputError):
             raise ConfigError(f"{self.place}: {error.rule}", received=error.received, hint=error.hint) from error
         if not isinstance(error, Exception | SystemExit):

@@ -10,6 +10,8 @@ from upshift.core.typed_fields import check_fields
 from upshift.errors import ConfigError
 
 SCHEDULES = ("constant", "cosine", "one_cycle", "linear")
+MAX_EPOCHS, MAX_STEPS = 1_000_000, 1_000_000_000
+"""More are a slip of the finger: even on the smallest data they take years."""
 
 
 def _require(holds: bool, rule: str, received: object, hint: str) -> None:
@@ -191,6 +193,10 @@ class TrainingConfig:
         for name in ("batch_size", "epochs", "evaluate_every", "keep_checkpoints", "max_nonfinite_steps"):
             value = getattr(self, name)
             _require(value >= 1, f"{name} must be at least 1", value, f"for example --set {name}=1")
+        for name, most in (("epochs", MAX_EPOCHS), ("max_steps", MAX_STEPS)):
+            value = getattr(self, name)
+            hint = f"for example --set {name}=100; a training is stopped at any time, and resumed with more"
+            _require(value is None or value <= most, f"{name} must be at most {most:,}", value, hint)
         optional = ("max_steps", "log_every", "patience", "clip_grad_norm")
         for name in (*optional, "checkpoint_every_steps", "checkpoint_every_minutes"):
             value = getattr(self, name)

@@ -10,6 +10,8 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import torch
 
+from upshift.core.environment import memory_bytes
+from upshift.core.units import size as shown_bytes
 from upshift.data.augment import augments
 from upshift.data.dataset import PackedDataset
 from upshift.data.loaders import Loader, make_loader
@@ -23,6 +25,8 @@ from upshift.tuning.plan import Plan
 Data: TypeAlias = PackedDataset | TorchDataset
 
 EVALUATION_BATCH_SIZE = 256
+BYTES_PER_VALUE = 4
+"""Of a model's input."""
 NUM_SAMPLES_SHOWN = 32
 
 
@@ -64,11 +68,30 @@ def load_data(
 
     Raises:
         DataError: The data are missing or wrong.
+        ConfigError: Images of the size asked for do not go into memory.
     """
+    _check_image_sizes(recipe)
     if data is None:
         folder = Path(data_dir) if data_dir else None
         return prepare(recipe.data, data_dir=folder, seed=seed, on_progress=on_progress)
     return dataset_from_handed_over(data)
+
+
+def _check_image_sizes(recipe: Recipe) -> None:
+    """Refuse an image size of which one batch does not go into memory, before an image is decoded to it."""
+    sizes = {"data.image_size": recipe.data.image_size}
+    sizes |= {f"stages[{index}].image_size": stage.image_size for index, stage in enumerate(recipe.stages)}
+    num_images, num_channels = max(recipe.batch_size, EVALUATION_BATCH_SIZE), recipe.data.channels or 1
+    for name, size in sizes.items():
+        if size is None:
+            continue
+        needed, there = num_images * num_channels * size[0] * size[1] * BYTES_PER_VALUE, memory_bytes()
+        if needed > there:
+            raise ConfigError(
+                f"{name} must leave a batch of {num_images} images within this machine's memory ({shown_bytes(there)})",
+                received=f"{size[0]},{size[1]}: at least {shown_bytes(needed)} for the images alone",
+                hint=f"for example {name}=224,224",
+            )
 
 
 def dataset_from_handed_over(data: Mapping[str, Any]) -> TorchDataset:

@@ -17,7 +17,7 @@ from upshift.recipes.recipe import Recipe
 from upshift.recipes.record import model_spec
 from upshift.recipes.registry import find_recipe
 from upshift.training.conductor import Conductor
-from upshift.training.loss import CrossEntropy
+from upshift.training.loss import CrossEntropy, check_loss
 from upshift.training.metrics import check_logits
 from upshift.training.optimizer_check import check_optimizer
 from upshift.training.rng import check_seed, seed_everything
@@ -127,7 +127,7 @@ def prepare_training(
             received=f"patience={resolved.patience} and no validation split",
             hint="--set data.validation_fraction=0.1 holds one out",
         )
-    _check_model(model, loaders, dataset.info.num_classes)
+    _check_model(model, loaders, dataset.info.num_classes, resolved)
     check_optimizer(model, resolved.optimizer)
     return Prepared(record=record, dataset=dataset, model=model, loaders=loaders, plan=plan, device=device, seed=seed)
 
@@ -153,8 +153,8 @@ def _build_model(record: RunRecord, device: torch.device, plan: Plan) -> nn.Modu
 
 
 @torch.no_grad()
-def _check_model(model: nn.Module, loaders: Loaders, num_classes: int) -> None:
-    """Refuse a model that does not take the data or give logits, before anything is written."""
+def _check_model(model: nn.Module, loaders: Loaders, num_classes: int, recipe: Recipe) -> None:
+    """Refuse a model that does not take the data or give logits, or a loss of no use, before anything is written."""
     inputs = loaders.first_samples()[0][:2]
     # The largest label stands for all: a model with too few outputs would fail at the first sample that has it.
     labels = torch.full((len(inputs),), num_classes - 1)
@@ -174,6 +174,8 @@ def _check_model(model: nn.Module, loaders: Loaders, num_classes: int) -> None:
             received=f"{outputs.shape[1]} outputs and {num_classes} classes",
             hint=f"set model_args.num_classes={num_classes}",
         )
+    if recipe.loss is not None:
+        check_loss(recipe.loss, outputs, labels.to(outputs.device))
 
 
 def _check_target(recipe: Recipe) -> None:
@@ -183,4 +185,10 @@ def _check_target(recipe: Recipe) -> None:
         if name == "accuracy" and not 0 < goal <= 1:
             raise ConfigError(
                 "a target accuracy must lie above 0 and at most 1", received=goal, hint="for example accuracy=0.99"
+            )
+        if name == "loss" and goal <= 0:
+            raise ConfigError(
+                "a target loss must lie above 0, which no cross-entropy gets below",
+                received=goal,
+                hint="for example loss=0.1",
             )
