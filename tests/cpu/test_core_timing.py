@@ -5,7 +5,15 @@ import time
 import pytest
 
 from upshift.core.knockout import Knockout
-from upshift.core.timing import MIN_ROUNDS, TimingConfig, measure_interleaved, speedup, timed_calls
+from upshift.core.timing import (
+    MIN_ROUNDS,
+    TimingConfig,
+    TimingResult,
+    measure_interleaved,
+    speedup,
+    timed_calls,
+    unsteady_range,
+)
 from upshift.errors import BackendError
 
 
@@ -227,3 +235,35 @@ def test_calls_on_the_real_clock_take_as_long_as_they_take():
     )
     assert [len(calls) for calls in results["sleep"].rounds] == [len(results["sleep"].rounds[0])] * 8
     assert results["sleep"].latency_seconds(0.0) >= 0.004
+
+
+def rounds(seconds):
+    return TimingResult([[value] for value in seconds])
+
+
+def test_a_machine_with_two_speeds_gives_a_range_in_place_of_one_figure():
+    fast, slow = rounds([0.25] * 12 + [400.0] * 18), rounds([0.03] * 30)
+    found = speedup(fast, slow)
+    assert found.high > 2 * found.low
+    assert unsteady_range(fast, slow, found) == pytest.approx((0.25 / 0.03, 400 / 0.03))
+    # A few rounds of the second speed leave the interval narrow, and are too many for bursts.
+    few = rounds([0.25] * 4 + [400.0] * 26)
+    found = speedup(few, slow)
+    assert found.high <= 2 * found.low
+    assert unsteady_range(few, slow, found) == pytest.approx((0.25 / 0.03, 400 / 0.03))
+
+
+@pytest.mark.parametrize("condition", ["calm", "drift"])
+def test_rounds_that_agree_are_steady_whatever_their_own_times(condition):
+    results = measured(Machine(3, **CONDITIONS[condition]), {"eager": 0.004, "other": 0.001}, 3)
+    assert unsteady_range(results["eager"], results["other"], speedup(results["eager"], results["other"])) is None
+
+
+def test_single_bursts_do_not_make_timing_unsteady():
+    results = rounds([4.0] * 28 + [40.0] * 2), rounds([1.0] * 30)
+    assert unsteady_range(*results, speedup(*results)) is None
+
+
+def test_too_few_rounds_for_an_interval_are_unsteady():
+    results = rounds([4.0] * 4), rounds([1.0] * 4)
+    assert unsteady_range(*results, speedup(*results)) == pytest.approx((4.0, 4.0))

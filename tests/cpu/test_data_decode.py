@@ -3,19 +3,55 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from upshift.data import decode
 from upshift.data.dataset import DataInfo
-from upshift.data.decode import read_images, read_inputs, read_npz_inputs, read_table, read_texts
+from upshift.data.decode import DecodedInputs
 from upshift.data.images import decode_image
+from upshift.data.table import POSITION_NOTE
 from upshift.errors import DataError
 
 IMAGES = DataInfo("image", (1, 4, 6), 2, ("a", "b"), (0.5,), (0.1,), 0, "made", "0")
 TABLE = DataInfo("tabular", (3,), 2, ("a", "b"), (0.0,) * 3, (1.0,) * 3, 0, "made", "0")
+NAMED = replace(TABLE, feature_names=("a", "b", "c"))
 TEXT = DataInfo("text", (8,), 2, ("a", "b"), (), (), 0, "made", "0")
+
+
+class Read:
+    """All parts of what was read, put together, and the notes on it."""
+
+    def __init__(self, reader, *arguments, **named) -> None:
+        notes: list[str] = []
+        parts = reader(*arguments, notes.append, **named)
+        parts = [parts] if isinstance(parts, DecodedInputs) else list(parts)
+        self.inputs = np.concatenate([part.inputs for part in parts])
+        self.names = tuple(name for part in parts for name in part.names)
+        self.notes, self.num_parts = tuple(notes), len(parts)
+
+
+def read_images(paths, shape) -> Read:
+    return Read(decode.read_images, paths, shape)
+
+
+def read_inputs(path, info) -> Read:
+    return Read(decode.read_inputs, path, info)
+
+
+def read_npz_inputs(path, info) -> Read:
+    return Read(decode.read_npz_inputs, path, info)
+
+
+def read_table(text, info=TABLE) -> Read:
+    return Read(decode.read_table, io.StringIO(text), info, name="table")
+
+
+def read_texts(text, max_bytes) -> Read:
+    return Read(lambda _: decode.read_texts(io.StringIO(text), max_bytes, name="lines"))
 
 
 def save(path, shape=(4, 6), mode=None, **options):
@@ -122,7 +158,7 @@ def test_a_folder_is_read_in_order_and_must_hold_images(tmp_path) -> None:
 def test_tables_are_read_with_and_without_names_and_from_a_stream(tmp_path) -> None:
     (tmp_path / "t.csv").write_text("a,b,c\r\n1,2,3\r\n\r\n4,5,6e1\r\n")
     assert read_inputs(tmp_path / "t.csv", TABLE).inputs.tolist() == [[1, 2, 3], [4, 5, 60]]
-    streamed = read_table(io.StringIO("1,2,3\n"), 3)
+    streamed = read_table("1,2,3\n")
     assert streamed.inputs.dtype == np.float32 and streamed.inputs.tolist() == [[1, 2, 3]]
 
 
@@ -140,14 +176,63 @@ def test_tables_are_read_with_and_without_names_and_from_a_stream(tmp_path) -> N
 )
 def test_a_bad_table_is_named_by_line(text, message) -> None:
     with pytest.raises(DataError, match=message):
-        read_table(io.StringIO(text), 3)
+        read_table(text)
+
+
+@pytest.mark.parametrize("header", ["c,a,b", " c , a,b", "\ufeffc,a,b", '"c","a","b"'])
+def test_columns_of_another_order_are_found_by_their_names(header) -> None:
+    read = read_table(f"{header}\n3,1,2\n6,4,5\n", NAMED)
+    assert read.inputs.tolist() == [[1, 2, 3], [4, 5, 6]] and read.notes == ()
+    assert read.names == ("table:0", "table:1")
+
+
+def test_names_that_are_numbers_are_a_header_where_they_are_the_models() -> None:
+    numbered = replace(TABLE, feature_names=("10", "11", "12"))
+    assert read_table("12,10,11\n3,1,2\n", numbered).inputs.tolist() == [[1, 2, 3]]
+    assert read_table("3,1,2\n", numbered).inputs.tolist() == [[3, 1, 2]]
+
+
+@pytest.mark.parametrize(
+    ("header", "received"),
+    [
+        ("a,b,d", "table without c, with the unknown d"),
+        ("a,b", "table without c"),
+        ("a,b,c,label", "table with the unknown label"),
+        ("a,b,c,a", "table with twice the same a"),
+    ],
+)
+def test_a_header_that_is_not_the_models_is_refused(header, received) -> None:
+    row = ",".join("1" for _ in header.split(","))
+    with pytest.raises(DataError, match=rf"name the model's 3 features.*received {received};.*columns a, b, c"):
+        read_table(f"{header}\n{row}\n", NAMED)
+
+
+def test_without_names_columns_are_taken_by_position() -> None:
+    assert read_table("3,1,2\n", NAMED).inputs.tolist() == [[3, 1, 2]]
+    unnamed = read_table("c,a,b\n3,1,2\n", TABLE)
+    assert unnamed.inputs.tolist() == [[3, 1, 2]]
+    assert unnamed.notes == (POSITION_NOTE,)
+
+
+def test_large_inputs_come_in_parts(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("upshift.data.decode.IMAGES_PER_PART", 2)
+    monkeypatch.setattr("upshift.data.decode.TEXTS_PER_PART", 2)
+    monkeypatch.setattr("upshift.data.table.ROWS_PER_PART", 2)
+    table, texts = read_table("1,1,1\n2,2,2\n3,3,3\n"), read_texts("one\ntwo\nthree\n", 8)
+    for size, name in ((8, "a.png"), (4, "b.png"), (8, "c.png")):
+        save(tmp_path / name, (size, 6))
+    images = read_inputs(tmp_path, IMAGES)
+    for read in (table, texts, images):
+        assert read.num_parts == 2 and len(read.inputs) == len(set(read.names)) == 3
+    assert table.inputs[:, 0].tolist() == [1, 2, 3]
+    assert images.notes == ("resized 2 images, the first a.png of 8 × 6, to the model's 4 × 6 (height × width)",)
 
 
 def test_texts_are_read_by_line() -> None:
-    decoded = read_texts(io.StringIO("good\n\nvery good film\n"), 8)
+    decoded = read_texts("good\n\nvery good film\n", 8)
     assert [bytes(row).rstrip(b"\0") for row in decoded.inputs] == [b"good", b"very goo"]
     with pytest.raises(DataError, match="one a line"):
-        read_texts(io.StringIO("\n"), 8)
+        read_texts("\n", 8)
 
 
 def test_archives_are_read_for_every_kind(tmp_path) -> None:

@@ -420,10 +420,9 @@ def test_changed_numerics_are_refused_when_the_test_samples_cannot_prove_them(be
     few = bench.samples(test=bench.images[1000:1360], test_labels=bench.targets[1000:1360])
     result, by_name = bench.search(tmp_path / "few", "copies", model="Slow", samples=few, num_threads=1)
     assert by_name["copies"].verdict == "refused"
-    assert (
-        "360 test samples can prove a drop of at best 0.83 points, the budget is 0.5 points" in by_name["copies"].reason
-    )
-    assert "at least 598 test samples or --max-drop 0.009" in by_name["copies"].reason
+    reason = by_name["copies"].reason
+    assert "up to 0.83 points with 95 % confidence on 360 test samples; the budget is 0.5 points" in reason
+    assert "it would pass with --max-drop 0.0083 or at least 598 test samples" in reason
     result, by_name = bench.search(tmp_path / "few", "copies", model="Slow", samples=few, max_drop=0.009, num_threads=1)
     assert result.chosen.name == "copies" and by_name["copies"].accuracy_drop == 0.0
 

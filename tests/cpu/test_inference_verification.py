@@ -3,6 +3,7 @@
 import collections
 import json
 import random
+import re
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from upshift.data.config import AugmentConfig
 from upshift.data.dataset import DataInfo, Split
 from upshift.data.loaders import make_loader
 from upshift.errors import ArtifactError, BadInputError
-from upshift.inference.accuracy import decide
+from upshift.inference.accuracy import confidences, decide
 from upshift.inference.backend import BackendInfo, backend_info, backends
 from upshift.inference.parity import ROUND_OFF, Parity, compare
 from upshift.inference.preprocess import Preprocessing
@@ -226,7 +227,7 @@ def scores(predictions, num_classes=4):
     return np.eye(num_classes, dtype=np.float32)[np.asarray(predictions)]
 
 
-def judge(before, after, labels, tier="B", max_drop=0.005, parity=None, num_judged=1):
+def judge(before, after, labels, tier="B", max_drop=0.005, parity=None, among=None):
     return decide(
         parity or Parity(0.1, 1e-6 if tier == "A" else 0.1, 1.0),
         tier=tier,
@@ -234,22 +235,23 @@ def judge(before, after, labels, tier="B", max_drop=0.005, parity=None, num_judg
         outputs=scores(after),
         labels=None if labels is None else np.asarray(labels),
         max_drop=max_drop,
-        num_judged=num_judged,
+        confidence=confidences(among or {tier: 1})[tier],
     )
 
 
 def test_the_more_candidates_are_judged_the_more_each_must_prove():
     labels = np.arange(600) % 4
     assert judge(labels, labels, labels).accepted
-    decision = judge(labels, labels, labels, num_judged=3)
+    decision = judge(labels, labels, labels, among={"B": 3})
     assert not decision.accepted and "at least 902 test samples" in decision.reason
     enough = np.arange(902) % 4
-    decision = judge(enough, enough, enough, num_judged=3)
+    decision = judge(enough, enough, enough, among={"B": 3})
     assert decision.accepted and "98.3 % confidence" in decision.reason
 
 
 def test_candidates_that_lose_the_whole_budget_are_seldom_accepted_however_many_are_tried():
     generator, budget, num_candidates = np.random.default_rng(0), 0.01, 5
+    tiers = {"A": 3, "B": 2}
     labels, wrong = np.zeros(2000, int), 0
     before = (np.arange(2000) % 10 == 0).astype(int)
     # Of the 90 % that eager gets right a candidate loses 4 % of all samples, of the others it gains 3 %.
@@ -257,9 +259,48 @@ def test_candidates_that_lose_the_whole_budget_are_seldom_accepted_however_many_
     for _ in range(300):
         candidates = (generator.random((num_candidates, 2000)) < chance_of_wrong).astype(int)
         wrong += any(
-            judge(before, after, labels, max_drop=budget, num_judged=num_candidates).accepted for after in candidates
+            judge(before, after, labels, tier, max_drop=budget, among=tiers).accepted
+            for tier, after in zip("AAABB", candidates, strict=True)
         )
     assert wrong <= 300 * 0.05 + 3 * np.sqrt(300 * 0.05 * 0.95)
+
+
+def test_candidates_of_the_same_mathematics_count_too_and_leave_most_of_the_error_to_the_others():
+    found = confidences({"A": 3, "B": 1})
+    assert 3 * (1 - found["A"]) + 1 - found["B"] == pytest.approx(0.05)
+    assert found["A"] > found["B"] == pytest.approx(0.96)
+    assert confidences({"B": 1}) == pytest.approx({"B": 0.95})
+    assert confidences({"A": 2, "B": 0}) == pytest.approx({"A": 0.975})
+    # One flip that is proven within the budget of a single candidate is not among four.
+    labels, flipped = np.zeros(1000, int), np.arange(1000) == 0
+    assert judge(labels, flipped.astype(int), labels, "A").accepted
+    assert not judge(labels, flipped.astype(int), labels, "A", among={"A": 3, "B": 1}).accepted
+
+
+@pytest.mark.parametrize(
+    ("num_lost", "num_gained", "num_samples"), [(1, 0, 360), (3, 2, 360), (0, 0, 360), (20, 1, 900)]
+)
+def test_the_way_out_of_a_refusal_is_one(num_lost, num_gained, num_samples):
+    """What the reason tells is tried: the same predictions with that budget, and more of them with the first one."""
+    before = np.zeros(num_samples, int)
+    before[-50:] = 1
+    after = before.copy()
+    after[:num_lost] = 1
+    after[num_samples - num_gained :] = 0
+    labels = np.zeros(num_samples, int)
+    refused = judge(before, after, labels)
+    assert not refused.accepted
+    budget = float(re.search(r"it would pass with --max-drop ([0-9.]+)", refused.reason)[1])
+    assert judge(before, after, labels, max_drop=budget).accepted
+    assert not judge(before, after, labels, max_drop=budget - 0.0002).accepted
+    enough = re.search(r"(?:at least|about) ([0-9,]+) test samples", refused.reason)
+    assert (enough is None) == ((num_lost - num_gained) / num_samples >= 0.005)
+    if enough is not None:
+        times = -(-int(enough[1].replace(",", "")) // num_samples)
+        more = [np.tile(part, times) for part in (before, after, labels)]
+        assert judge(*more).accepted
+        if times > 2:
+            assert not judge(*(part[: num_samples * (times // 2)] for part in more)).accepted
 
 
 def test_identical_predictions_on_enough_samples_prove_changed_numerics():

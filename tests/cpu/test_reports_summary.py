@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from upshift.core.units import plain
+from upshift.reports.headline import sentence
 from upshift.reports.summary import summary_lines
 
 RESULT: dict[str, Any] = {
@@ -118,3 +120,15 @@ def test_rich_prints_the_same_words_and_reads_no_markup_in_names() -> None:
 @pytest.mark.parametrize("value", [None, True, "text", [], {}, [1], -1, 10**400])
 def test_values_of_unexpected_type_are_left_out(value: object) -> None:
     assert summary_lines(dict.fromkeys(RESULT, value))
+
+
+def test_a_speedup_of_rounds_that_disagree_is_no_headline() -> None:
+    optimize = RESULT["optimize"]
+    chosen = optimize["candidates"][-1] | {"speedup": 460.0, "speedup_interval": [330.0, 12000.0]}
+    figures = {"speedup": 460.0, "speedup_interval": [330.0, 12000.0], "unsteady_range": [8.1, 12000.0]}
+    found = optimize | figures | {"candidates": [optimize["candidates"][0], chosen | {"unsteady_range": [8.1, 12000]}]}
+    text = " ".join(printed(RESULT | {"optimize": found}).split())
+    assert "inference unsteady faster by 8.1–12,000× in single rounds with openvino" in text
+    said = plain(sentence(RESULT | {"optimize": found}))
+    assert "inference faster by an unknown factor (timing was unsteady: 8.1–12,000× in single rounds)" in said
+    assert "460" not in text + said

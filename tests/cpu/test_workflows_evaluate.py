@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,6 +44,15 @@ def stores(cache: Path) -> set[str]:
     return {path.name for path in (cache / "packed").iterdir() if not path.name.startswith(".")}
 
 
+def changed_manifest(run: Path, folder: Path, change: Callable[[dict[str, Any]], object]) -> Path:
+    """A copy of the run's artifact whose manifest was changed."""
+    shutil.copytree(run / "artifact", folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    change(manifest)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
 def table_of_images(path: Path, labels: np.ndarray) -> str:
     pixels = np.random.default_rng(0).integers(0, 256, (len(labels), 8, 8), dtype=np.uint8)
     np.savez(path, x_train=pixels, y_train=labels, x_test=pixels, y_test=labels)
@@ -56,9 +69,28 @@ def test_an_artifact_is_evaluated_on_what_its_run_has_packed(run, cache) -> None
     assert record["confusion_matrix"] == of_run["confusion_matrix"]
 
 
-def test_an_artifact_does_not_know_its_data(run) -> None:
-    with pytest.raises(ArtifactError, match="the data to evaluate on must be named"):
-        upshift.evaluate(run / "artifact")
+def test_an_artifact_knows_its_data_wherever_it_is_evaluated(run, cache, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = stores(cache)
+    assert upshift.evaluate(run / "artifact") == upshift.evaluate(run)
+    assert upshift.evaluate(run / "artifact", split="validation")["split"] == "validation"
+    assert stores(cache) == before
+
+
+def test_an_artifact_that_does_not_name_its_data_must_be_told(run, tmp_path) -> None:
+    old = changed_manifest(run, tmp_path / "old", lambda manifest: manifest.pop("data"))
+    with pytest.raises(ArtifactError, match="the data to evaluate on must be named; received an artifact"):
+        upshift.evaluate(old)
+    assert upshift.evaluate(old, source="digits")["num_samples"] == 359
+
+
+def test_an_artifact_is_not_evaluated_on_data_that_have_changed(run, tmp_path) -> None:
+    changed = changed_manifest(run, tmp_path / "other", lambda manifest: manifest["data"].update(fingerprint="0"))
+    with pytest.raises(DataError, match="must be evaluated on the data that it was made with"):
+        upshift.evaluate(changed)
+    wrong = changed_manifest(run, tmp_path / "wrong", lambda manifest: manifest["data"].pop("seed"))
+    with pytest.raises(ArtifactError, match="must name its data"):
+        upshift.evaluate(wrong)
 
 
 @pytest.mark.parametrize("what", ["artifact", "."])

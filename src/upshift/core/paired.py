@@ -8,6 +8,7 @@ from statistics import NormalDist
 import numpy as np
 
 _HALVINGS = 60
+_MOST_SAMPLES = 10**9
 
 
 def paired_drop_upper_bound(num_lost: int, num_gained: int, num_samples: int, *, confidence: float = 0.95) -> float:
@@ -38,16 +39,48 @@ def paired_drop_upper_bound(num_lost: int, num_gained: int, num_samples: int, *,
     return max(score, _exact_share_bound(num_lost, num_samples, confidence))
 
 
-def samples_to_prove(max_drop: float, *, confidence: float = 0.95) -> int:
-    """Fewest samples with which a candidate that changes no prediction is proven within `max_drop`."""
+def samples_to_prove(
+    max_drop: float, *, lost_share: float = 0.0, gained_share: float = 0.0, confidence: float = 0.95
+) -> int | None:
+    """Samples with which a candidate is proven within `max_drop`, if it goes on as it did.
+
+    Args:
+        max_drop: Above 0.
+        lost_share: Of samples that the reference gets right and the candidate wrong.
+        gained_share: Of samples that the candidate gets right and the reference wrong.
+        confidence: Of the bound.
+
+    Returns:
+        The fewest for a candidate that changes no prediction, otherwise about so many; None if no number is enough, as
+        the drop itself is not below `max_drop`.
+    """
+    if lost_share - gained_share >= max_drop:
+        return None
     if max_drop >= 1.0:
         return 1
     by_score = NormalDist().inv_cdf(confidence) ** 2 * (1.0 - max_drop) / max_drop
     exact = math.log(1.0 - confidence) / math.log1p(-max_drop)
-    return max(1, math.ceil(by_score), math.ceil(exact))
+    low = max(1, math.ceil(by_score), math.ceil(exact))
+    if lost_share == gained_share == 0.0:
+        return low
+
+    def is_proven(n: int) -> bool:
+        if _score_bound(lost_share * n, gained_share * n, n, NormalDist().inv_cdf(confidence)) > max_drop:
+            return False
+        return gained_share > 0.0 or _exact_share_bound(math.ceil(lost_share * n), n, confidence) <= max_drop
+
+    high = low
+    while not is_proven(high):
+        if high > _MOST_SAMPLES:
+            return None
+        low, high = high, 2 * high
+    while high - low > low // 100:
+        middle = (low + high) // 2
+        low, high = (low, middle) if is_proven(middle) else (middle, high)
+    return high
 
 
-def _score_bound(lost: int, gained: int, n: int, z: float) -> float:
+def _score_bound(lost: float, gained: float, n: int, z: float) -> float:
     """The drop at which the score statistic is −z, by bisection: it falls as the drop grows."""
     low, high = (lost - gained) / n, 1.0
     for _ in range(_HALVINGS):
@@ -61,7 +94,7 @@ def _score_bound(lost: int, gained: int, n: int, z: float) -> float:
     return high
 
 
-def _likeliest_gained_share(lost: int, gained: int, n: int, drop: float) -> float:
+def _likeliest_gained_share(lost: float, gained: float, n: int, drop: float) -> float:
     """The maximum-likelihood share of samples gained if the true drop were `drop` (Tango's equation for q21)."""
     a, b = 2.0 * n, (2.0 * n - lost + gained) * drop - lost - gained
     c = -gained * drop * (1.0 - drop)

@@ -24,6 +24,7 @@ Measure = Callable[[int], Sequence[float]]
 """Make this many calls and return the seconds that each took."""
 
 MIN_ROUNDS = 8
+UNSTEADY_FACTOR, UNSTEADY_SHARE = 2.0, 0.1
 _MAX_VOID_ROUNDS = 3
 _NO_TIME = "its clock gave no possible time (zero, negative, infinite or NaN)"
 
@@ -89,6 +90,29 @@ def speedup(reference: TimingResult, subject: TimingResult, *, confidence: float
     if not pairs:
         return Interval(1.0, 0.0, math.inf)
     return signed_rank_interval([math.log(a) - math.log(b) for a, b in pairs], confidence=confidence).exp()
+
+
+def unsteady_range(reference: TimingResult, subject: TimingResult, found: Interval) -> tuple[float, float] | None:
+    """The smallest and largest speedup of single rounds, where they lie too far apart for one figure; else None.
+
+    That is where the interval's ends are more than a factor of 2 apart, or where more than a tenth of the rounds are
+    further than that from the estimate: a machine that has two speeds, as when threads of other programs hold the
+    cores that a call waits for, gives rounds of either kind, and their middle is the speed of neither.
+
+    Args:
+        reference: As `speedup` takes it.
+        subject: Likewise.
+        found: Their speedup.
+    """
+    pairs = zip(reference.medians(), subject.medians(), strict=False)
+    logs = sorted(math.log(a) - math.log(b) for a, b in pairs)
+    if not logs:
+        return None
+    middle, far = math.log(found.estimate), math.log(UNSTEADY_FACTOR)
+    num_far = sum(abs(value - middle) > far for value in logs)
+    if found.high <= UNSTEADY_FACTOR * found.low and num_far <= UNSTEADY_SHARE * len(logs):
+        return None
+    return math.exp(logs[0]), math.exp(logs[-1])
 
 
 def timed_calls(

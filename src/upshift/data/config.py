@@ -40,6 +40,10 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         check_fields(self, "data.")
+        if not self.source.strip():
+            raise ConfigError(
+                "data.source must not be empty", received=repr(self.source), hint="name a dataset or a path, as digits"
+            )
         if self.channels not in (None, 1, 3):
             raise ConfigError(
                 "data.channels must be 1 (grey) or 3 (colour)",

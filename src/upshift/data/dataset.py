@@ -45,6 +45,7 @@ class DataInfo:
         num_bad_rows: Rows of all splits that were left out.
         source: What the data came from, in words.
         fingerprint: Hash of the packed content: equal where the data are equal.
+        feature_names: Of tabular data, in the order of the features; empty where the source has none.
     """
 
     kind: Kind
@@ -56,6 +57,7 @@ class DataInfo:
     num_bad_rows: int
     source: str
     fingerprint: str
+    feature_names: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The facts as a JSON object."""
@@ -83,6 +85,7 @@ class DataInfo:
             num_bad_rows=int(value["num_bad_rows"]),
             source=str(value["source"]),
             fingerprint=str(value["fingerprint"]),
+            feature_names=tuple(str(name) for name in value.get("feature_names", ())),
         )
 
 

@@ -1,23 +1,29 @@
-"""Files given for prediction to rows in the layout that a model was trained on."""
+"""Files given for prediction to rows in the layout that a model was trained on, a part at a time."""
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
 import numpy as np
 import numpy.typing as npt
 
+from upshift.core.environment import num_usable_cores
 from upshift.data.convert import encode_texts
-from upshift.data.images import SUFFIXES, BadImageError, color_conversion, convert_image, decode_and_tell
+from upshift.data.images import SUFFIXES, BadImageError, Image, color_conversion, convert_image, decode_and_tell
 from upshift.data.npz import read_npz, stored_inputs
+from upshift.data.table import Table
 from upshift.errors import DataError
 
-MAX_FEATURE = float(np.finfo(np.float32).max)
+IMAGES_PER_PART = 256
+TEXTS_PER_PART = 4096
+
+OnNote = Callable[[str], None]
+"""Told what the user should know, as that images were resized or converted."""
 
 
 class InputLayout(Protocol):
@@ -29,6 +35,9 @@ class InputLayout(Protocol):
     @property
     def input_shape(self) -> tuple[int, ...]: ...
 
+    @property
+    def feature_names(self) -> tuple[str, ...]: ...
+
 
 @dataclass(frozen=True)
 class DecodedInputs:
@@ -37,16 +46,17 @@ class DecodedInputs:
     Attributes:
         inputs: As a `Split` has them: uint8 (N, C, H, W) or (N, L), or float32 (N, F).
         names: What each row is called: its file, or its number in the file.
-        notes: What the user should know, as that images were resized or converted.
     """
 
     inputs: npt.NDArray[Any]
     names: tuple[str, ...]
-    notes: tuple[str, ...] = ()
 
 
-def read_inputs(path: Path, info: InputLayout) -> DecodedInputs:
+def read_inputs(path: Path, info: InputLayout, on_note: OnNote) -> Iterator[DecodedInputs]:
     """Read one file or folder as whatever its suffix says: images, a table or lines of text, an archive.
+
+    Yields:
+        Parts of what it holds, so that a large folder or file is never in memory at once; an archive as a whole.
 
     Raises:
         DataError: It is missing, of another kind than the model takes, or cannot be read.
@@ -54,7 +64,8 @@ def read_inputs(path: Path, info: InputLayout) -> DecodedInputs:
     if not path.exists():
         raise DataError("an input must exist", received=path, hint="check the path")
     if path.suffix == ".npz":
-        return read_npz_inputs(path, info)
+        yield read_npz_inputs(path, info, on_note)
+        return
     is_image = path.is_dir() or path.suffix.lower() in SUFFIXES
     if is_image != (info.kind == "image"):
         raise DataError(
@@ -63,11 +74,25 @@ def read_inputs(path: Path, info: InputLayout) -> DecodedInputs:
             hint="give image files" if info.kind == "image" else "give a .csv, .txt or .npz file",
         )
     if info.kind == "image":
-        return read_images(find_images(path) if path.is_dir() else [path], info.input_shape)
+        yield from read_images(find_images(path) if path.is_dir() else [path], info.input_shape, on_note)
+        return
     with open(path, encoding="utf-8", errors="replace", newline="") as stream:
-        if info.kind == "text":
-            return read_texts(stream, info.input_shape[0], name=str(path))
-        return read_table(stream, info.input_shape[0], name=str(path))
+        yield from read_lines(stream, info, on_note, name=str(path))
+
+
+def read_lines(source: TextIO, info: InputLayout, on_note: OnNote, *, name: str) -> Iterator[DecodedInputs]:
+    """Read comma-separated numbers or texts, a row or line a sample, by what the model takes.
+
+    Raises:
+        DataError: It takes images, or the rows do not fit it.
+    """
+    if info.kind == "image":
+        raise DataError(
+            f"{name} must be a table or lines of text", received="a model of images", hint="name the image files"
+        )
+    if info.kind == "text":
+        return read_texts(source, info.input_shape[0], name=name)
+    return read_table(source, info, on_note, name=name)
 
 
 def find_images(folder: Path) -> list[Path]:
@@ -82,33 +107,46 @@ def find_images(folder: Path) -> list[Path]:
     return found
 
 
-def read_images(paths: Sequence[Path], input_shape: tuple[int, ...]) -> DecodedInputs:
-    """Decode images to a model's channels and size.
+def read_images(paths: Sequence[Path], input_shape: tuple[int, ...], on_note: OnNote) -> Iterator[DecodedInputs]:
+    """Decode images to a model's channels and size, on all usable cores.
 
     Args:
         paths: Image files.
         input_shape: (C, H, W) of the model.
+        on_note: Told at the end what was done to how many images.
 
     Raises:
         DataError: A file is missing or no image; it is named.
     """
     channels, height, width = input_shape
-    images = np.empty((len(paths), channels, height, width), dtype=np.uint8)
     changed = _Changes((height, width))
-    for row, path in enumerate(paths):
-        if not path.is_file():
-            raise DataError("an input must exist", received=path, hint="check the path")
-        try:
-            image, conversions = decode_and_tell(path, channels=channels)
-        except BadImageError as error:
-            raise DataError(
-                "an input must be an image that can be decoded",
-                received=f"{path}: {error}",
-                hint=error.hint or "leave it out, or save it again as PNG or JPEG",
-            ) from error
-        changed.add(path.name, image.shape[1:], conversions)
-        images[row] = convert_image(image, size=(height, width))
-    return DecodedInputs(images, tuple(map(str, paths)), changed.notes())
+
+    def decoded(path: Path) -> tuple[Image, tuple[int, ...], tuple[str, ...]]:
+        image, conversions = _decode_input(path, channels)
+        return convert_image(image, size=(height, width)), image.shape[1:], conversions
+
+    with ThreadPoolExecutor(num_usable_cores(), thread_name_prefix="decode") as pool:
+        for start in range(0, len(paths), IMAGES_PER_PART):
+            part = paths[start : start + IMAGES_PER_PART]
+            images = np.empty((len(part), channels, height, width), dtype=np.uint8)
+            for row, (image, size, conversions) in enumerate(pool.map(decoded, part)):
+                images[row] = image
+                changed.add(part[row].name, size, conversions)
+            yield DecodedInputs(images, tuple(map(str, part)))
+    changed.tell(on_note)
+
+
+def _decode_input(path: Path, channels: int) -> tuple[Image, tuple[str, ...]]:
+    if not path.is_file():
+        raise DataError("an input must exist", received=path, hint="check the path")
+    try:
+        return decode_and_tell(path, channels=channels)
+    except BadImageError as error:
+        raise DataError(
+            "an input must be an image that can be decoded",
+            received=f"{path}: {error}",
+            hint=error.hint or "leave it out, or save it again as PNG or JPEG",
+        ) from error
 
 
 class _Changes:
@@ -126,83 +164,55 @@ class _Changes:
         for conversion in conversions:
             self._converted.setdefault(conversion, []).append(name)
 
-    def notes(self) -> tuple[str, ...]:
+    def tell(self, on_note: OnNote) -> None:
         """A line for each kind of change."""
         height, width = self._size
-        notes = [f"converted {_these(names)} {how}" for how, names in self._converted.items()]
+        for how, names in self._converted.items():
+            on_note(f"converted {_these(names)} {how}")
         if self._resized:
-            notes.append(f"resized {_these(self._resized)} to the model's {height} × {width} (height × width)")
-        return tuple(notes)
+            on_note(f"resized {_these(self._resized)} to the model's {height} × {width} (height × width)")
 
 
 def _these(names: list[str]) -> str:
     return names[0] if len(names) == 1 else f"{len(names)} images, the first {names[0]},"
 
 
-def read_table(source: Path | TextIO, num_features: int, *, name: str = "input") -> DecodedInputs:
-    """Read comma-separated numbers, a row a sample; a first row of names is skipped.
+def read_table(source: TextIO, info: InputLayout, on_note: OnNote, *, name: str) -> Iterator[DecodedInputs]:
+    """Read comma-separated numbers, a row a sample; a header tells which column is which feature.
 
     Raises:
-        DataError: There is no row, or a row has another number of values, or one that is no finite number.
+        DataError: There is no row; the header lacks a feature or names another; or a row has another number of
+            values, or one that is no finite number.
     """
-    if isinstance(source, Path):
-        with open(source, encoding="utf-8", errors="replace", newline="") as stream:
-            return read_table(stream, num_features, name=str(source))
-    rows: list[list[float]] = []
-    try:
-        for line, fields in enumerate(csv.reader(source), start=1):
-            if not fields or (not rows and line == 1 and not any(_is_number(field) for field in fields)):
-                continue
-            rows.append(_numbers(fields, num_features, f"{name} line {line}"))
-    except csv.Error as error:
-        raise DataError(
-            "a table must be comma-separated values", received=f"{name}: {error}", hint="save it as CSV"
-        ) from error
-    if not rows:
-        raise DataError("a table must have rows", received=f"{name} without any", hint="give one row a sample")
-    return DecodedInputs(np.array(rows, dtype=np.float32), tuple(f"{name}:{row}" for row in range(len(rows))))
+    table = Table(source, info.input_shape[0], feature_names=info.feature_names, name=name)
+    num_rows = 0
+    for part in table.parts():
+        yield DecodedInputs(part, _row_names(name, num_rows, len(part)))
+        num_rows += len(part)
+    for note in table.notes:
+        on_note(note)
 
 
-def _is_number(field: str) -> bool:
-    try:
-        float(field)
-    except ValueError:
-        return False
-    return True
+def _row_names(name: str, first: int, count: int) -> tuple[str, ...]:
+    return tuple(f"{name}:{row}" for row in range(first, first + count))
 
 
-def _numbers(fields: list[str], num_features: int, where: str) -> list[float]:
-    if len(fields) != num_features:
-        raise DataError(
-            f"a row must have the model's {num_features} features",
-            received=f"{where} with {len(fields)} values",
-            hint="leave out the label and other columns",
-        )
-    for column, field in enumerate(fields, start=1):
-        if not _is_number(field) or not abs(float(field)) <= MAX_FEATURE:
-            raise DataError(
-                "a feature must be a finite number", received=f"{where} column {column}: {field!r}", hint="fill it in"
-            )
-    return [float(field) for field in fields]
-
-
-def read_texts(source: Path | Iterable[str], max_bytes: int, *, name: str = "input") -> DecodedInputs:
+def read_texts(source: Iterable[str], max_bytes: int, *, name: str) -> Iterator[DecodedInputs]:
     """Read texts, a line a sample, to uint8 (N, max_bytes); empty lines are skipped.
 
     Raises:
         DataError: There is no text.
     """
-    if isinstance(source, Path):
-        return read_texts(
-            io.StringIO(source.read_text(encoding="utf-8", errors="replace")), max_bytes, name=str(source)
-        )
-    texts = [line.rstrip("\r\n") for line in source if line.strip()]
-    if not texts:
+    texts = (line.rstrip("\r\n") for line in source if line.strip())
+    num_rows = 0
+    while part := list(islice(texts, TEXTS_PER_PART)):
+        yield DecodedInputs(encode_texts(part, max_bytes), _row_names(name, num_rows, len(part)))
+        num_rows += len(part)
+    if not num_rows:
         raise DataError("texts must be given, one a line", received=f"{name} without any", hint="check the file")
-    return DecodedInputs(encode_texts(texts, max_bytes), tuple(f"{name}:{row}" for row in range(len(texts))))
 
 
-def read_npz_inputs(path: Path, info: InputLayout) -> DecodedInputs:
+def read_npz_inputs(path: Path, info: InputLayout, on_note: OnNote) -> DecodedInputs:
     """Read the inputs of an archive: its only array, or the one called inputs, x, x_test, images or the like.
 
     Raises:
@@ -224,7 +234,7 @@ def read_npz_inputs(path: Path, info: InputLayout) -> DecodedInputs:
             received=f"{path}: {key} of shape {arrays[key].shape}",
             hint=f"one sample has shape {info.input_shape}",
         )
-    names = tuple(f"{path}:{row}" for row in range(len(rows)))
+    names = _row_names(str(path), 0, len(rows))
     if kind == "text":
         return DecodedInputs(encode_texts(rows.tolist(), info.input_shape[0]), names)
     if kind == "image":
@@ -232,7 +242,8 @@ def read_npz_inputs(path: Path, info: InputLayout) -> DecodedInputs:
         changed = _Changes((height, width))
         changed.add(path.name, rows.shape[2:], [] if rows.shape[1] == channels else [color_conversion(channels)])
         images = [convert_image(image, channels=channels, size=(height, width)) for image in rows]
-        return DecodedInputs(np.stack(images), names, changed.notes())
+        changed.tell(on_note)
+        return DecodedInputs(np.stack(images), names)
     features = _finite_features(rows, path, info.input_shape[0])
     return DecodedInputs(features, names)
 

@@ -32,29 +32,67 @@ def find_source(
     In this order: "digits"; a folder or file of that name in `data_dir`, `UPSHIFT_DATA_DIR` or
     `<cache_dir>/datasets`; a path that exists; "hub:owner/name"; a known name on the hub.
 
+    A path may begin with ~, which a shell leaves as it is after "data.source=".
+
     Raises:
         UnknownNameError: There is nothing of that name.
-        DataError: It is there and cannot be read, or cannot be fetched.
+        DataError: It is there and cannot be read, or cannot be fetched, or `data_dir` is no folder.
     """
     name = config.source
+    _require_folder(data_dir)
     if name == "digits":
         return digits_source()
-    path = Path(name)
-    is_bare = len(path.parts) == 1 and not name.startswith(".") and ":" not in name
-    for folder in _search_folders(data_dir, cache_dir) if is_bare else []:
-        if (folder / name).exists():
-            return _local_source(folder / name, config, name=name)
-    # A folder that happens to be called as a known dataset is meant only if its path is written as one: ./mnist
-    if path.exists() and not (is_bare and name in HUB_NAMES):
+    if (named := _named_place(name, data_dir, cache_dir)) is not None:
+        return _local_source(named, config, name=name)
+    if (path := _path_of(name)) is not None:
         return _local_source(path, config, name=path.resolve().name)
     if name.startswith(HUB_PREFIX):
         return _hub_source(name.removeprefix(HUB_PREFIX), config, cache_dir, on_progress)
     if name in HUB_NAMES:
         folder = fetch_from_hub(HUB_NAMES[name], cache_dir / "datasets" / name, on_progress=on_progress)
         return _local_source(folder, config, name=name)
-    if not is_bare or path.suffix:
+    if not _is_bare(name) or Path(name).suffix:
         raise DataError("data.source must exist", received=name, hint="check the path")
     raise UnknownNameError("data.source", name, _known_names(data_dir, cache_dir))
+
+
+def lasting_name(name: str, *, data_dir: Path | None, cache_dir: Path) -> str:
+    """What a record says of a source, so that it is found from any folder: the whole path where it is a path."""
+    if name == "digits" or _named_place(name, data_dir, cache_dir) is not None:
+        return name
+    path = _path_of(name)
+    return name if path is None else str(path.resolve())
+
+
+def _is_bare(name: str) -> bool:
+    return len(Path(name).parts) == 1 and not name.startswith((".", "~")) and ":" not in name
+
+
+def _named_place(name: str, data_dir: Path | None, cache_dir: Path) -> Path | None:
+    """Where a named dataset lies; None if it is in none of the folders for these."""
+    folders = _search_folders(data_dir, cache_dir) if _is_bare(name) else []
+    return next((folder / name for folder in folders if (folder / name).exists()), None)
+
+
+def _path_of(name: str) -> Path | None:
+    """The path that a source is; None if there is nothing."""
+    # A folder that happens to be called as a known dataset is meant only if its path is written as one: ./mnist
+    if _is_bare(name) and name in HUB_NAMES:
+        return None
+    try:
+        path = Path(name).expanduser()
+    except RuntimeError:  # ~somebody who is not there
+        return None
+    return path if path.exists() else None
+
+
+def _require_folder(data_dir: Path | None) -> None:
+    if data_dir is not None and not data_dir.is_dir():
+        raise DataError(
+            "the folder of named datasets must exist",
+            received=f"--data-dir {data_dir}",
+            hint="check the path, or leave it out",
+        )
 
 
 def _search_folders(data_dir: Path | None, cache_dir: Path) -> list[Path]:

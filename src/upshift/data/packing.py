@@ -202,5 +202,6 @@ def _described(
         num_bad_rows=num_bad_rows,
         source=source.description,
         fingerprint=hashlib.sha256(content.encode()).hexdigest()[:16],
+        feature_names=source.feature_names,
     )
     return Packed(info=info, split_names=split_names, sha256=sha256, notes=notes)

@@ -84,6 +84,7 @@ def parquet_source(path: Path, config: DataConfig, *, name: str, description: st
         splits={split: _split(of_split, columns) for split, of_split in files.items()},
         label_names=columns.label_names,
         files=tuple(file for of_split in files.values() for file in of_split),
+        feature_names=columns.inputs if columns.kind == "tabular" else (),
     )
 
 

@@ -53,6 +53,7 @@ class Source:
             distinct labels of the training split.
         files: The files it is read from: their names, sizes and times tell a changed source.
         notes: What the user should know of what was found.
+        feature_names: Of tabular inputs, in their order; empty where they have none.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Source:
     label_names: tuple[str, ...] | None
     files: tuple[Path, ...] = ()
     notes: tuple[str, ...] = ()
+    feature_names: tuple[str, ...] = ()
 
 
 def array_split(inputs: npt.NDArray[Any], labels: npt.NDArray[Any], *, stretch_bytes: int = 16 * 2**20) -> SourceSplit:

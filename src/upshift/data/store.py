@@ -19,7 +19,7 @@ from upshift.data.dataset import DataInfo, PackedDataset, Split
 from upshift.data.packing import Packed, inputs_file, labels_file
 from upshift.errors import ArtifactError
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 INDEX = "index.json"
 
 ALWAYS_HASHED_BYTES = 2**30

@@ -14,6 +14,7 @@ from upshift.errors import BadInputError, ConfigError
 from upshift.inference.backend import backend_info
 from upshift.inference.defaults import MAX_DROP
 from upshift.inference.preprocess import Preprocessing
+from upshift.inference.rows import Rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,15 +72,15 @@ class Samples:
     """Stored samples that a search judges by, all of the layout of the packed store.
 
     Attributes:
-        calibration: For quantization; from the training or validation split.
-        selection: For comparing outputs; from the training or validation split, none of `calibration`.
-        test: For the final check; from the test split.
+        calibration: For quantization; from the training split.
+        selection: For comparing outputs; from the validation split, or from the training split none of `calibration`.
+        test: For the proof of the accuracy; from the test split, and of any size.
         test_labels: int64 (N,); None if there are none.
     """
 
     calibration: NDArray[Any]
     selection: NDArray[Any]
-    test: NDArray[Any]
+    test: Rows
     test_labels: NDArray[Any] | None = None
 
     def check(self, preprocessing: Preprocessing, num_labels: int) -> None:

@@ -77,6 +77,8 @@ class Manifest:
         num_threads: Cores it was measured with when the user fixed them; None is all of the machine.
         environment: Where it was made and measured.
         evidence: The `optimize` object: every candidate, verdict and reason.
+        data: Which data the model was trained and judged on, as whoever made the artifact names data; empty where
+            nothing can name them.
         files: SHA-256 and size in bytes of each data file.
     """
 
@@ -88,6 +90,7 @@ class Manifest:
     num_threads: int | None = None
     environment: Mapping[str, Any] = field(default_factory=dict)
     evidence: Mapping[str, Any] = field(default_factory=dict)
+    data: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
@@ -105,6 +108,7 @@ class Manifest:
             "num_threads": self.num_threads,
             "environment": dict(self.environment),
             "evidence": dict(self.evidence),
+            "data": dict(self.data),
             "files": {name: dict(facts) for name, facts in self.files.items()},
         }
 
@@ -137,6 +141,7 @@ class Manifest:
                 num_threads=None if threads is None else max(1, min(4096, int(threads))),
                 environment=dict(value["environment"]),
                 evidence=dict(value["evidence"]),
+                data=dict(value.get("data", {})),
                 files={str(name): dict(facts) for name, facts in value["files"].items()},
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -28,12 +28,14 @@ class Preprocessing:
         input_shape: Of one sample, without the batch.
         mean: Per channel or feature; empty for none (and for text).
         std: Likewise.
+        feature_names: Of tabular data, in the order of the features; empty where the training data had none.
     """
 
     kind: str
     input_shape: tuple[int, ...]
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    feature_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -45,6 +47,12 @@ class Preprocessing:
                 "preprocessing needs as many standard deviations, all positive, as means",
                 received=f"{len(self.mean)} means, std {self.std}",
                 hint="use 1 for a channel that never varies",
+            )
+        if self.feature_names and self.input_shape != (len(self.feature_names),):
+            raise BadInputError(
+                "preprocessing needs a name for each feature, or none",
+                received=f"{len(self.feature_names)} names for inputs of shape {self.input_shape}",
+                hint="leave feature_names out",
             )
 
     def to_json(self) -> dict[str, Any]:
@@ -58,6 +66,7 @@ class Preprocessing:
                 input_shape=tuple(int(size) for size in value["input_shape"]),
                 mean=tuple(float(item) for item in value["mean"]),
                 std=tuple(float(item) for item in value["std"]),
+                feature_names=tuple(str(name) for name in value.get("feature_names", ())),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ArtifactError(

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from upshift.core.stats import Interval
-from upshift.core.timing import TimingResult
+from upshift.core.timing import TimingResult, unsteady_range
+from upshift.core.units import factor_range
 from upshift.inference.accuracy import Decision
 from upshift.inference.parity import Parity
 
@@ -26,13 +27,14 @@ class CandidateResult:
         latency_ms_p50: Of a call with the batch size of the search; likewise p90 and p99.
         speedup: Against eager, timed side by side.
         speedup_interval: 95 % confidence.
+        unsteady_range: The smallest and largest speedup of single rounds, where these lie too far apart for `speedup`
+            to mean much; see `unsteady_range` of `core.timing`.
         max_abs_error: Against eager's outputs.
         max_rel_error: Likewise, as a share of the output's range.
         top1_agreement: Share of samples with the same highest class.
         accuracy: On the test labels.
         accuracy_drop: Eager's accuracy minus this one's.
-        accuracy_drop_upper: One-sided upper bound; the bounds of all candidates with changed numerics hold
-            together with 95 % confidence.
+        accuracy_drop_upper: One-sided upper bound; the bounds of all candidates hold together with 95 % confidence.
         build_seconds: To make the data files.
         load_seconds: To load them, compilation included.
         first_call_ms: Of the first call after loading.
@@ -47,6 +49,7 @@ class CandidateResult:
     latency_ms_p99: float | None = None
     speedup: float | None = None
     speedup_interval: tuple[float, float] | None = None
+    unsteady_range: tuple[float, float] | None = None
     max_abs_error: float | None = None
     max_rel_error: float | None = None
     top1_agreement: float | None = None
@@ -71,12 +74,18 @@ class CandidateResult:
         self.accuracy, self.accuracy_drop = decision.accuracy, decision.accuracy_drop
         self.accuracy_drop_upper = decision.accuracy_drop_upper
 
-    def add_timing(self, timing: TimingResult, speedup: Interval) -> None:
-        """Record its latency, and its speed against eager."""
+    def add_timing(self, timing: TimingResult, speedup: Interval, eager: TimingResult) -> None:
+        """Record its latency, and its speed against eager, which was timed in the same rounds."""
         self.latency_ms_p50 = timing.latency_seconds(0.5) * 1e3
         self.latency_ms_p90 = timing.latency_seconds(0.9) * 1e3
         self.latency_ms_p99 = timing.latency_seconds(0.99) * 1e3
         self.speedup, self.speedup_interval = speedup.estimate, (speedup.low, speedup.high)
+        self.unsteady_range = unsteady_range(eager, timing, speedup)
+
+    def tell_unsteady(self) -> None:
+        """Add to the reason that its rounds disagree, where they do."""
+        if self.unsteady_range is not None and self.verdict != "failed":
+            self.reason += f"; its timing is unsteady: single rounds gave {factor_range(*self.unsteady_range)}"
 
     def to_json(self) -> dict[str, Any]:
         """Its fields that are known."""
@@ -127,6 +136,7 @@ class OptimizeResult:
             "eager_latency_ms_p50": self.eager.latency_ms_p50,
             "speedup": chosen.speedup,
             "speedup_interval": list(chosen.speedup_interval or (1.0, 1.0)),
+            "unsteady_range": list(chosen.unsteady_range) if chosen.unsteady_range else None,
             "accuracy_drop": chosen.accuracy_drop,
             "batch_size": self.batch_size,
             "max_drop": self.max_drop,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from upshift.inference.manifest import NAME, Manifest
 from upshift.inference.preprocess import Preprocessing
 from upshift.inference.reference import Reference, run_reference
 from upshift.inference.result import CandidateResult, OptimizeResult
+from upshift.inference.rows import write_rows
 from upshift.inference.saving import save, stage
 from upshift.inference.selection import ranked
 from upshift.inference.verification import Verifier
@@ -37,6 +39,10 @@ from upshift.models.spec import ModelSpec
 __all__ = ["Samples", "SearchConfig", "search"]
 
 EAGER = "eager"
+UNSTEADY_NOTE = (
+    "timing was unsteady: what is told of such a speedup is the range of single rounds; optimize again when nothing "
+    "else runs"
+)
 _MEMORY_SHARE = 0.8
 _KNOCKOUT_CONFIDENCE = 0.975  # so that the two-sided intervals of those that are out hold at 95 %
 _WHOLE = Interval(1.0, 1.0, 1.0)
@@ -53,6 +59,7 @@ def search(
     config: SearchConfig,
     on_event: Callable[[str], None] | None = None,
     trials: Path | None = None,
+    data: Mapping[str, Any] | None = None,
 ) -> OptimizeResult:
     """Find the fastest artifact that is proven faithful, and save it.
 
@@ -74,6 +81,7 @@ def search(
         config: Budget and limits.
         on_event: Called with a line for each thing that happens.
         trials: JSON-lines file to which each candidate and its rounds are appended.
+        data: What the manifest is to say of the data; see `Manifest`.
 
     Raises:
         StorageError: `out` cannot be written, or a disk is full.
@@ -105,15 +113,15 @@ def search(
         )
         with storage_errors(scratch):
             _save_samples(task, samples)
-        running = _Search(task, samples, labels, on_event or (lambda line: None), journal, stack)
+        running = _Search(task, samples, labels, on_event or (lambda line: None), journal, stack, data or {})
         return running.run(out)
 
 
 def _save_samples(task: Task, samples: Samples) -> None:
     batch = np.resize(samples.selection, (task.config.batch_size, *samples.selection.shape[1:]))
-    parts = {"calibration": samples.calibration, "selection": samples.selection, "test": samples.test, "timed": batch}
-    for name, part in parts.items():
+    for name, part in {"calibration": samples.calibration, "selection": samples.selection, "timed": batch}.items():
         np.save(task.samples_file(name), part, allow_pickle=False)
+    write_rows(task.samples_file("test"), samples.test)
 
 
 class _Search:
@@ -127,8 +135,9 @@ class _Search:
         say: Callable[[str], None],
         journal: JsonlWriter | None,
         stack: ExitStack,
+        data: Mapping[str, Any],
     ) -> None:
-        self.task, self.samples, self.labels = task, samples, labels
+        self.task, self.samples, self.labels, self.data = task, samples, labels, data
         self.say, self.journal, self.stack = say, journal, stack
         self.config = task.config
         budget = self.config.budget_seconds
@@ -141,8 +150,8 @@ class _Search:
     def run(self, out: Path) -> OptimizeResult:
         """All of it."""
         self.reference = self._run_eager()
-        num_judged = sum(info.tier == "B" and info.usable() is None for info in self._others())
-        self.verifier = Verifier(self.reference, self.samples, max_drop=self.config.max_drop, num_judged=num_judged)
+        tiers = Counter[str](info.tier for info in self._others() if info.usable() is None)
+        self.verifier = Verifier(self.reference, self.samples, max_drop=self.config.max_drop, num_candidates=tiers)
         for info in self._others():
             self._try(info)
         timings = self._time_all()
@@ -262,9 +271,10 @@ class _Search:
                 result.verdict, result.reason = "failed", timing.failure
                 self.live.pop(name, None)
             elif knockout is not None and timing.eliminated is not None:
-                result.add_timing(timing, knockout.speedup(name, EAGER))
+                result.add_timing(timing, knockout.speedup(name, EAGER), timings[EAGER])
             else:
-                result.add_timing(timing, _WHOLE if name == EAGER else speedup(timings[EAGER], timing))
+                gain = _WHOLE if name == EAGER else speedup(timings[EAGER], timing)
+                result.add_timing(timing, gain, timings[EAGER])
         return {name: timing for name, timing in timings.items() if timing.failure is None}
 
     def _note_if_busy(self, stage: str, load: Load | None) -> None:
@@ -280,6 +290,9 @@ class _Search:
                 why = timings[name].eliminated or (f"not faster than {chosen}" if gains else "no proven gain")
                 speed = factor(result.speedup, result.speedup_interval)
                 result.reason = f"verified, {why} ({speed} the speed of eager); {result.reason}"
+            result.tell_unsteady()
+        if any(result.unsteady_range is not None for result in self.results.values()):
+            self.notes.insert(0, UNSTEADY_NOTE)
 
     # --- the last word -------------------------------------------------------------------------------
 
@@ -377,6 +390,7 @@ class _Search:
             labels=self.labels,
             num_threads=self.config.num_threads,
             environment=describe(),
+            data=self.data,
             **more,
         )
 

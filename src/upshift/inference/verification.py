@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from upshift.inference.accuracy import Decision, decide
+from collections.abc import Mapping
+
+from upshift.inference.accuracy import CONFIDENCE, Decision, confidences, decide
 from upshift.inference.backend import Array
 from upshift.inference.candidate import Candidate
 from upshift.inference.config import Samples
@@ -18,12 +20,14 @@ class Verifier:
         reference: Eager's outputs.
         samples: What to compare on and judge by.
         max_drop: The budget for the accuracy.
-        num_judged: Candidates with changed numerics, which must hold the budget together.
+        num_candidates: By tier: all that may be judged, whose bounds must hold together.
     """
 
-    def __init__(self, reference: Reference, samples: Samples, *, max_drop: float, num_judged: int) -> None:
+    def __init__(
+        self, reference: Reference, samples: Samples, *, max_drop: float, num_candidates: Mapping[str, int]
+    ) -> None:
         self._reference, self._samples = reference, samples
-        self._max_drop, self._num_judged = max_drop, num_judged
+        self._max_drop, self._confidences = max_drop, confidences(num_candidates)
 
     def judge_built(self, candidate: Candidate) -> tuple[Parity, Decision]:
         """Judge one that was just built, by its outputs on the selection samples.
@@ -61,5 +65,6 @@ class Verifier:
             outputs=scores,
             labels=self._samples.test_labels,
             max_drop=self._max_drop,
-            num_judged=self._num_judged,
+            # The reference itself, judged anew after it was saved, is no candidate.
+            confidence=self._confidences.get(candidate.info.tier, CONFIDENCE),
         )

@@ -20,7 +20,11 @@ VERDICT_SIGNS = {"chosen": "◆", "accepted": "○", "refused": "✕", "failed":
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way to run the model, and what became of it. Latencies in ms a batch, drops as shares (0.01 is a point)."""
+    """One way to run the model, and what became of it. Latencies in ms a batch, drops as shares (0.01 is a point).
+
+    Where its rounds disagree, `unsteady_range` has the smallest and largest speedup of any, and the speedup, from their
+    middle, says little.
+    """
 
     name: str
     verdict: str
@@ -31,6 +35,7 @@ class Candidate:
     drop: float | None
     drop_upper: float | None
     latency_ms_p50: float | None
+    unsteady_range: tuple[float, float] | None
     record: Record
 
     @property
@@ -54,6 +59,7 @@ class Optimization:
     Attributes:
         chosen: The backend of the artifact.
         max_drop: The accuracy budget, a share.
+        unsteady_range: Of the chosen one, where its rounds disagree; the speedup then says little.
     """
 
     chosen: str
@@ -65,6 +71,7 @@ class Optimization:
     drop: float | None
     max_drop: float | None
     batch_size: float | None
+    unsteady_range: tuple[float, float] | None
     artifact: str
 
     @property
@@ -98,6 +105,7 @@ def read_optimization(result: Record) -> Optimization | None:
         drop=number(optimize, "accuracy_drop"),
         max_drop=number(optimize, "max_drop"),
         batch_size=amount(optimize, "batch_size"),
+        unsteady_range=interval(optimize, "unsteady_range"),
         artifact=text(optimize, "artifact"),
     )
 
@@ -113,5 +121,6 @@ def _candidate(item: Record) -> Candidate:
         drop=number(item, "accuracy_drop"),
         drop_upper=number(item, "accuracy_drop_upper"),
         latency_ms_p50=amount(item, "latency_ms_p50"),
+        unsteady_range=interval(item, "unsteady_range"),
         record=item,
     )

@@ -59,7 +59,10 @@ def _inference(found: Optimization | None) -> str:
     if found.speedup is None:
         return ""
     faster = f"; inference {units.factor(found.speedup, found.speedup_interval)} faster"
-    if found.speedup_interval:
+    if found.unsteady_range:
+        rounds = units.factor_range(*found.unsteady_range)
+        faster = f"; inference faster by an unknown factor (timing was unsteady: {rounds} in single rounds)"
+    elif found.speedup_interval:
         faster += f" ({units.factor_range(*found.speedup_interval)})"
     change = accuracy_change(found.drop)
     return f"{faster} with {backend_title(found.chosen)}" + (f", {change}" if change else "")

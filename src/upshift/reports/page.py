@@ -81,7 +81,8 @@ def _key_figures(run: RunRecords) -> list[tuple[str, str, str]]:
         latency = found.latency_ms_p50
         details = f"with {backend_title(found.chosen)}"
         details += f", {units.milliseconds(latency)}{units.SPACE}ms" if latency is not None else ""
-        figures.append(("Inference speedup", units.factor(found.speedup, found.speedup_interval), details))
+        speedup = units.factor(found.speedup, found.speedup_interval)
+        figures.append(("Inference speedup", "unsteady" if found.unsteady_range else speedup, details))
     parameters = count(result, "num_parameters")
     if parameters is not None and len(figures) < 4:
         figures.append(("Parameters", f"{parameters:,}", ""))

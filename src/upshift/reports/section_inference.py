@@ -57,6 +57,9 @@ def _outcome(found: Optimization) -> list[Child]:
             f": {units.milliseconds(found.latency_ms_p50)}{units.SPACE}ms{batch} where eager PyTorch takes"
             f" {units.milliseconds(found.eager_latency_ms_p50)}{units.SPACE}ms (medians)"
         )
+    if found.unsteady_range:
+        rounds = units.factor_range(*found.unsteady_range)
+        parts.append(f", but timing was unsteady: single rounds gave {rounds}, so that the factor is not known")
     change = accuracy_change(found.drop)
     if change:
         parts.append(f"; {change}")
@@ -97,12 +100,12 @@ def _verdict_row(candidate: Candidate, num_test: int | None) -> Html:
     is_eager, accuracy, drop = candidate.name == "eager", candidate.accuracy, candidate.drop
     interval = None if is_eager else candidate.speedup_interval
     upper = None if is_eager else candidate.drop_upper
+    speedup = units.MISSING if candidate.speedup is None else units.factor(candidate.speedup, interval)
+    if candidate.unsteady_range:
+        speedup, interval = "unsteady", candidate.unsteady_range
     figures: list[list[Child]] = [
         _latency(candidate),
-        [
-            units.MISSING if candidate.speedup is None else units.factor(candidate.speedup, interval),
-            tag("small", units.factor_range(*interval)) if interval else None,
-        ],
+        [speedup, tag("small", units.factor_range(*interval)) if interval else None],
         [units.MISSING if accuracy is None else units.percent(accuracy, num_test)],
         [
             units.MISSING if drop is None else units.bare_points(drop),

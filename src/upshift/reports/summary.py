@@ -103,13 +103,16 @@ def _inference(found: Optimization | None) -> list[Fact]:
         return []
     if found.kept_eager or found.speedup is None:
         return [("inference", "eager", "no backend was proven faster: plain PyTorch is kept")]
+    value = units.factor(found.speedup, found.speedup_interval)
     interval = f" ({units.factor_range(*found.speedup_interval)})" if found.speedup_interval else ""
+    if found.unsteady_range:
+        value, interval = "unsteady", f" by {units.factor_range(*found.unsteady_range)} in single rounds"
     details = f"faster{interval} with {found.chosen}"
     if found.latency_ms_p50 is not None and found.eager_latency_ms_p50 is not None:
         latencies = (units.milliseconds(value) for value in (found.eager_latency_ms_p50, found.latency_ms_p50))
         details += f": {' → '.join(latencies)} ms"
         details += f", batch {found.batch_size:,.0f}" if found.batch_size else ""
-    rows = [("inference", units.factor(found.speedup, found.speedup_interval), details)]
+    rows = [("inference", value, details)]
     if found.drop is not None:
         allowed = f" (at most {units.budget(found.max_drop)} allowed)" if found.max_drop is not None else ""
         rows.append(("", units.points(found.drop), f"accuracy drop{allowed}"))
@@ -136,7 +139,9 @@ def _row(candidate: Candidate, with_interval: bool) -> tuple[str, ...]:
     latency = units.MISSING if candidate.latency_ms_p50 is None else units.milliseconds(candidate.latency_ms_p50)
     interval = None if candidate.name == "eager" else candidate.speedup_interval
     speedup = units.MISSING if candidate.speedup is None else units.factor(candidate.speedup, interval)
-    if interval and with_interval:
+    if candidate.unsteady_range:
+        speedup = "unsteady"
+    elif interval and with_interval:
         speedup += f" ({units.factor_range(*interval).removesuffix('×')})"
     drop = units.MISSING if candidate.drop is None else units.bare_points(candidate.drop)
     return f"  {name}", latency, speedup, drop, candidate.verdict

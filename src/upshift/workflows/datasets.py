@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -12,8 +12,10 @@ import torch
 
 from upshift.core.environment import memory_bytes
 from upshift.core.units import size as shown_bytes
+from upshift.core.files import cache_folder
 from upshift.data.augment import augments
 from upshift.data.dataset import PackedDataset
+from upshift.data.find import lasting_name
 from upshift.data.loaders import Loader, make_loader
 from upshift.data.prepare import prepare
 from upshift.data.torch_datasets import DatasetSplit, TorchDataset, dataset_from_torch
@@ -92,6 +94,13 @@ def _check_image_sizes(recipe: Recipe) -> None:
                 received=f"{size[0]},{size[1]}: at least {shown_bytes(needed)} for the images alone",
                 hint=f"for example {name}=224,224",
             )
+
+
+def with_lasting_source(recipe: Recipe, data_dir: str | Path | None) -> Recipe:
+    """A recipe whose source is found from any folder: a path is written in full."""
+    folder = Path(data_dir) if data_dir else None
+    source = lasting_name(recipe.data.source, data_dir=folder, cache_dir=cache_folder())
+    return replace(recipe, data=replace(recipe.data, source=source))
 
 
 def dataset_from_handed_over(data: Mapping[str, Any]) -> TorchDataset:

@@ -43,7 +43,7 @@ def evaluate(
 
     Args:
         path: The run folder or artifact.
-        source: Data to evaluate on, as `DataConfig.source`; the run's own when None.
+        source: Data to evaluate on, as `DataConfig.source`; what it was trained and judged on when None.
         data: torch datasets to evaluate on instead, as for `train`.
         split: Which split.
         data_dir: Where named datasets are looked for.
@@ -60,9 +60,10 @@ def evaluate(
     """
     model = open_model(path, trust_code=trust_code)
     dataset = _dataset(model, source, data, split, data_dir, skip_bad, on_data_progress)
-    if model.run and source is None and data is None and dataset.info.fingerprint != model.run.info.fingerprint:
+    own = model.data if source is None and data is None else None
+    if own is not None and dataset.info.fingerprint != own.fingerprint:
         raise DataError(
-            "a run must be evaluated on the data that it was made with",
+            "a model must be evaluated on the data that it was made with",
             received=f"{dataset.info.source}, which has changed since",
             hint="name the data with --source to evaluate on them as they are now",
         )
@@ -87,11 +88,11 @@ def _dataset(
     if data is not None:
         return dataset_from_handed_over(data)
     config = _data_config(model, source)
-    named = source is not None  # a run's own data are told by their fingerprint, over all splits
+    named = source is not None  # a model's own data are told by their fingerprint, over all splits
     return prepare(
         replace(config, skip_bad=skip_bad or config.skip_bad),
         data_dir=Path(data_dir) if data_dir else None,
-        seed=model.run.seed if model.run else 0,
+        seed=model.data.seed if model.data else 0,
         split=split if named else None,
         labels=model.labels if named else None,
         on_progress=on_progress,
@@ -99,21 +100,24 @@ def _dataset(
 
 
 def _data_config(model: OpenedModel, source: str | None) -> DataConfig:
-    """The data config to read data for a model with: its run's, or one that fits its input."""
+    """The data config to read data for a model with: its own, or one that fits its input."""
     if source is None:
-        if model.run is None or model.run.data_handed_over:
+        if model.data is None:
             raise ArtifactError(
                 "the data to evaluate on must be named",
-                received="an artifact" if model.run is None else "a run that was trained on torch datasets",
+                received=f"{'an artifact' if model.run is None else 'a run'} that does not name its own, as those of "
+                "torch datasets",
                 hint="name them with --source, or hand them over in Python with data=",
             )
-        return model.run.recipe.data
+        return model.data.config
     changes: dict[str, Any] = {"source": source}
     if model.preprocessing.kind == "image":
         channels, height, width = model.preprocessing.input_shape
         changes |= {"image_size": (height, width), "channels": channels}
     elif model.preprocessing.kind == "text":
         changes |= {"max_text_bytes": model.preprocessing.input_shape[0]}
+    elif model.preprocessing.feature_names:  # by their names: a table may have its columns in another order
+        changes |= {"feature_columns": model.preprocessing.feature_names}
     return replace(model.run.recipe.data if model.run else DataConfig(), **changes)
 
 

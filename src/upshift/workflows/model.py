@@ -14,8 +14,9 @@ from torch import nn
 from upshift.core.files import read_json
 from upshift.core.records import RunFolder
 from upshift.core.reference import CodeReference
-from upshift.core.typed_fields import from_json
+from upshift.core.typed_fields import from_json, to_json
 from upshift.core.vouching import is_vouched
+from upshift.data.config import DataConfig
 from upshift.data.dataset import DataInfo
 from upshift.data.torch_datasets import RowView
 from upshift.errors import ArtifactError, BadInputError
@@ -56,6 +57,11 @@ class RunRecord:
     seed: int
     variant: str | None
 
+    @property
+    def data(self) -> NamedData | None:
+        """What it was trained on; None where these were datasets of a program."""
+        return None if self.data_handed_over else NamedData(self.recipe.data, self.seed, self.info.fingerprint)
+
     def to_json(self) -> dict[str, Any]:
         document = recipe_to_json(self.recipe, self.origin)
         return document | {
@@ -66,6 +72,41 @@ class RunRecord:
             "seed": self.seed,
             "variant": self.variant,
         }
+
+
+@dataclass(frozen=True)
+class NamedData:
+    """The data of a run as they can be read again.
+
+    Attributes:
+        config: Which they are, and how they are read.
+        seed: Of the run, which draws a validation split.
+        fingerprint: Of their content, all splits together.
+    """
+
+    config: DataConfig
+    seed: int
+    fingerprint: str
+
+    def to_json(self) -> dict[str, Any]:
+        return to_json(self)  # type: ignore[no-any-return]
+
+    @staticmethod
+    def from_json(value: Mapping[str, Any]) -> NamedData:
+        """The data that a manifest names.
+
+        Raises:
+            ArtifactError: It names none that this version of upshift can read.
+        """
+        try:
+            config = from_json(value["config"], DataConfig, "data")
+            return NamedData(config, int(value["seed"]), str(value["fingerprint"]))
+        except (BadInputError, KeyError, TypeError, ValueError) as error:
+            raise ArtifactError(
+                "an artifact's manifest must name its data as upshift writes them",
+                received=f"{type(error).__name__}: {error}",
+                hint="name the data with --source",
+            ) from error
 
 
 def preprocessing_of(recipe: Recipe, data: Data) -> Preprocessing:
@@ -79,6 +120,7 @@ def preprocessing_of(recipe: Recipe, data: Data) -> Preprocessing:
         input_shape=info.input_shape,
         mean=info.mean if normalize else (),
         std=info.std if normalize else (),
+        feature_names=info.feature_names,
     )
 
 
@@ -152,6 +194,7 @@ class OpenedModel:
         path: The run folder or artifact.
         preprocessing: What it takes.
         labels: Names of the classes.
+        data: What it was trained and judged on; None where nothing can name them.
         run: The record of its run; None for an artifact.
         artifact: The artifact; None for a run.
     """
@@ -159,6 +202,7 @@ class OpenedModel:
     path: Path
     preprocessing: Preprocessing
     labels: tuple[str, ...]
+    data: NamedData | None = None
     run: RunRecord | None = None
     artifact: Artifact | None = None
     module: nn.Module | None = None
@@ -166,12 +210,14 @@ class OpenedModel:
     @torch.no_grad()
     def logits(self, stored: np.ndarray[Any, Any] | RowView) -> torch.Tensor:
         """Logits (N, C) of stored samples (N, …), a batch at a time."""
+        stretches = (np.array(stored[start : start + BATCH_SIZE]) for start in range(0, len(stored), BATCH_SIZE))
+        return torch.cat([self._logits(stretch) for stretch in stretches])
+
+    def _logits(self, stretch: np.ndarray[Any, Any]) -> torch.Tensor:
         if self.artifact is not None:
-            return torch.from_numpy(self.artifact.predict_stored(np.asarray(stored[:]), BATCH_SIZE))
+            return torch.from_numpy(self.artifact.predict_stored(stretch, BATCH_SIZE))
         assert self.module is not None
-        starts = range(0, len(stored), BATCH_SIZE)
-        batches = (self.preprocessing.apply(np.array(stored[start : start + BATCH_SIZE])) for start in starts)
-        return torch.cat([self.module(batch).float() for batch in batches])
+        return self.module(self.preprocessing.apply(stretch)).float()  # type: ignore[no-any-return]
 
 
 def open_model(path: str | Path, *, trust_code: bool = False) -> OpenedModel:
@@ -188,7 +234,9 @@ def open_model(path: str | Path, *, trust_code: bool = False) -> OpenedModel:
     path = Path(path)
     if (path / MANIFEST).is_file():
         artifact = load_artifact(path, trust_code=trust_code)
-        return OpenedModel(path, artifact.preprocessing, artifact.labels, artifact=artifact)
+        named = artifact.manifest.data
+        data = NamedData.from_json(named) if named else None
+        return OpenedModel(path, artifact.preprocessing, artifact.labels, data, artifact=artifact)
     folder = RunFolder(path)
     run = read_run(folder, trust_code=trust_code)
     if not folder.model.is_file():
@@ -198,4 +246,4 @@ def open_model(path: str | Path, *, trust_code: bool = False) -> OpenedModel:
             hint=f"go on with --resume --out {path}",
         )
     module = run.spec.build(folder.model)
-    return OpenedModel(path, run.preprocessing, run.info.label_names, run=run, module=module)
+    return OpenedModel(path, run.preprocessing, run.info.label_names, run.data, run=run, module=module)

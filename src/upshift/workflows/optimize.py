@@ -105,6 +105,7 @@ def optimize(
                 config=config,
                 on_event=on_event,
                 trials=folder.trials,
+                data=record.data.to_json() if record.data is not None else None,
             ).to_json()
             write_json(folder.result, result | {"optimize": found})
     except KeyboardInterrupt:
@@ -132,15 +133,19 @@ def _command(folder: RunFolder, config: SearchConfig, out: str | Path | None, da
 
 
 def _samples(dataset: Data, seed: int) -> Samples:
-    """Calibration and selection samples from the training split, apart from each other; all of test."""
+    """What each split is for: calibration by training samples, the proof by all of test, without a copy in memory.
+
+    Outputs are compared on validation samples; where there are none, on training samples apart from those.
+    """
+    generator = np.random.default_rng(seed)
     train, test = dataset.splits["train"], dataset.splits["test"]
-    order = np.random.default_rng(seed).permutation(len(train))
-    num_calibration = min(NUM_CALIBRATION, len(train) // 2)
-    calibration = np.sort(order[:num_calibration])
-    selection = np.sort(order[num_calibration : num_calibration + NUM_SELECTION])
+    order = generator.permutation(len(train))
+    calibration, others = np.split(order, [min(NUM_CALIBRATION, len(train) // 2)])
+    held_out = dataset.splits.get("validation")
+    compared = generator.permutation(len(held_out)) if held_out is not None else others
     return Samples(
-        calibration=np.array(train.inputs[calibration]),
-        selection=np.array(train.inputs[selection]),
-        test=np.array(test.inputs),
+        calibration=np.array(train.inputs[np.sort(calibration)]),
+        selection=np.array((train if held_out is None else held_out).inputs[np.sort(compared[:NUM_SELECTION])]),
+        test=test.inputs,
         test_labels=np.array(test.labels),
     )

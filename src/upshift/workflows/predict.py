@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from upshift.data.decode import DecodedInputs, read_inputs, read_table, read_texts
-from upshift.errors import ConfigError, DataError
+from upshift.data.decode import DecodedInputs, OnNote, read_inputs, read_lines
+from upshift.errors import ConfigError
 from upshift.workflows.arguments import verb
 from upshift.workflows.model import OpenedModel, open_model
 
@@ -46,25 +46,15 @@ def predict(
     model = open_model(path, trust_code=trust_code)
     predictions = []
     for file in [files] if isinstance(files, str | Path) else files:
-        decoded = _read(str(file), model)
-        if on_note is not None:
-            for note in decoded.notes:
-                on_note(note)
-        predictions += _classify(model, decoded, top_k)
+        for decoded in _read(str(file), model, on_note or (lambda note: None)):
+            predictions += _classify(model, decoded, top_k)
     return predictions
 
 
-def _read(file: str, model: OpenedModel) -> DecodedInputs:
-    if file != STDIN:
-        return read_inputs(Path(file), model.preprocessing)
-    kind, shape = model.preprocessing.kind, model.preprocessing.input_shape
-    if kind == "text":
-        return read_texts(sys.stdin, shape[0], name="stdin")
-    if kind == "tabular":
-        return read_table(sys.stdin, shape[0], name="stdin")
-    raise DataError(
-        "standard input must be a table or lines of text", received="a model of images", hint="name the image files"
-    )
+def _read(file: str, model: OpenedModel, on_note: OnNote) -> Iterator[DecodedInputs]:
+    if file == STDIN:
+        return read_lines(sys.stdin, model.preprocessing, on_note, name="stdin")
+    return read_inputs(Path(file), model.preprocessing, on_note)
 
 
 def _classify(model: OpenedModel, decoded: DecodedInputs, top_k: int) -> list[dict[str, Any]]:

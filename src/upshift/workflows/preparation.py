@@ -23,7 +23,7 @@ from upshift.training.optimizer_check import check_optimizer
 from upshift.training.rng import check_seed, seed_everything
 from upshift.training.trainer import Trainer
 from upshift.tuning.plan import Plan
-from upshift.workflows.datasets import Data, Loaders, load_data, make_loaders
+from upshift.workflows.datasets import Data, Loaders, load_data, make_loaders, with_lasting_source
 from upshift.workflows.model import RunRecord, preprocessing_of
 
 TARGET_METRICS = ("accuracy", "loss")
@@ -108,6 +108,8 @@ def prepare_training(
     _check_target(resolved)
     device = apply_machine_settings(plan)
     dataset = load_data(resolved, data, data_dir=data_dir, seed=seed, on_progress=on_data_progress)
+    if data is None:
+        resolved = with_lasting_source(resolved, data_dir)
     record = RunRecord(
         recipe=resolved,
         origin=origin,
