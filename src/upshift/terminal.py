@@ -153,7 +153,9 @@ def training_figures(record: Mapping[str, Any]) -> dict[str, str]:
     figures = {}
     if "loss" in record:
         loss = "not finite" if record["loss"] is None else units.significant(record["loss"])
-        figures = {"loss": f"loss {loss}", "accuracy": f"accuracy {units.percent(record['accuracy'])}"}
+        figures = {"loss": f"loss {loss}"}
+    if record.get("accuracy") is not None:
+        figures["accuracy"] = f"accuracy {units.percent(record['accuracy'])}"
     if "eval_accuracy" in record:
         figures["evaluated"] = f"{record['eval_split']} {units.percent(record['eval_accuracy'])}"
     if "samples_per_second" in record:

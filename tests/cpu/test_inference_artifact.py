@@ -349,9 +349,11 @@ def test_code_of_the_users_needs_the_users_word(maker):
     assert load(path, trust_code=True).labels == LABELS
 
 
-def test_a_copy_of_the_code_elsewhere_may_be_named(maker, tmp_path):
+def test_a_copy_of_the_code_elsewhere_may_be_named(maker, tmp_path, monkeypatch):
     shutil.copy(maker.models, tmp_path / "copy.py")
     assert load(maker.make("eager"), code_file=tmp_path / "copy.py").labels == LABELS
+    monkeypatch.chdir(tmp_path)  # as the hint of the refusal has it
+    assert load(maker.make("eager"), code_file="copy.py").labels == LABELS
     (tmp_path / "copy.py").write_text(MODELS + "# changed\n")
     with pytest.raises(ArtifactError, match="changed"):
         load(maker.make("eager"), code_file=tmp_path / "copy.py")

@@ -215,6 +215,19 @@ def test_running_metrics_equal_those_of_all_samples_together(sizes: list[int], s
     assert metrics.num_steps == 0
 
 
+@pytest.mark.parametrize("sizes", [(4, 4, 4), (4, 4, 2)])
+def test_a_skipped_step_counts_neither_in_the_loss_nor_in_the_accuracy(sizes: tuple[int, ...]) -> None:
+    metrics = RunningMetrics()
+    for loss, size in zip((1.0, math.nan, 3.0), sizes, strict=True):
+        labels = torch.zeros(size, dtype=torch.int64)
+        logits = torch.tensor([[1.0, 0.0]] if math.isfinite(loss) else [[0.0, 1.0]]).expand(size, 2)
+        metrics.update(torch.tensor(loss), logits, labels)
+    first, last = sizes[0], sizes[2]
+    assert metrics.take() == {"loss": (first * 1.0 + last * 3.0) / (first + last), "accuracy": 1.0}
+    metrics.update(torch.tensor(math.inf), torch.zeros(2, 2), torch.zeros(2, dtype=torch.int64))
+    assert metrics.take() == {"loss": None, "accuracy": None}
+
+
 def test_the_evaluation_agrees_with_scikit_learn() -> None:
     from sklearn.metrics import confusion_matrix, precision_recall_fscore_support, top_k_accuracy_score
 

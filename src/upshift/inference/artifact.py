@@ -159,7 +159,7 @@ def open_artifact(
         input_dtype=manifest.preprocessing.model_dtype,
         num_threads=manifest.num_threads,
         trust_code=trust_code or code_file is not None,
-        code_file=None if code_file is None else Path(code_file),
+        code_file=None if code_file is None else Path(code_file).resolve(),
     )
     try:
         return Artifact(manifest, info.create().load(context))

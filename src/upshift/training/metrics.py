@@ -45,8 +45,12 @@ class RunningMetrics:
 
     def _reduce_outputs(self) -> None:
         if self._outputs:
-            predictions = torch.cat(self._outputs).argmax(1)
-            self._correct.append((predictions == torch.cat(self._labels)).sum())
+            hits = torch.cat(self._outputs).argmax(1) == torch.cat(self._labels)
+            sizes = [len(labels) for labels in self._labels]
+            if len(set(sizes)) == 1:
+                self._correct.append(hits.view(len(sizes), -1).sum(1))
+            else:  # an epoch's last batch
+                self._correct.append(torch.stack([part.sum() for part in hits.split(sizes)]))
             self._outputs, self._labels, self._pending_elements = [], [], 0
 
     def drain(self) -> None:
@@ -55,20 +59,22 @@ class RunningMetrics:
         if self._loss_tensors:
             losses = torch.stack(self._loss_tensors).double().tolist()
             self.losses += [loss if math.isfinite(loss) else None for loss in losses]
-            self.num_correct += int(torch.stack(self._correct).sum())
+            correct = torch.cat(self._correct).tolist()
+            self.num_correct += sum(hits for hits, loss in zip(correct, losses, strict=True) if math.isfinite(loss))
             self._loss_tensors, self._correct = [], []
 
     def take(self) -> dict[str, float | None]:
         """Mean loss and accuracy, weighted by samples, since the last call.
 
-        Skipped steps, whose loss was not finite, are left out of the loss; it is None if there were no others.
+        Skipped steps, whose loss was not finite, are left out; both are None if there were no others.
         """
         self.drain()
         counted = [(loss, size) for loss, size in zip(self.losses, self.sizes, strict=True) if loss is not None]
-        loss = sum(loss * size for loss, size in counted) / sum(size for _, size in counted) if counted else None
+        num_samples = sum(size for _, size in counted)
+        loss = sum(loss * size for loss, size in counted) / num_samples if counted else None
         if len(counted) == 1:
             loss = counted[0][0]  # not rounded by the weighting
-        accuracy = self.num_correct / sum(self.sizes)
+        accuracy = self.num_correct / num_samples if counted else None
         self.losses, self.sizes, self.num_correct = [], [], 0
         return {"loss": loss, "accuracy": accuracy}
 

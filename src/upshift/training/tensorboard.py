@@ -80,8 +80,8 @@ class TensorBoardObserver:
         model.train(was_training)
 
     def on_start(self, *, steps_per_epoch: int, epochs: int, total_steps: int, step: int) -> None:
-        # What a killed run wrote after the checkpoint that is resumed from is not shown.
-        if step > 0:
+        # What a killed run wrote after the checkpoint that is resumed from, or before the first one, is not shown.
+        if self._opened is None:
             self._open(purge_step=step + 1)
 
     def on_progress(self, *, step: int, epoch: int, batch: int) -> None:

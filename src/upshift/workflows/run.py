@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from upshift.core.files import write_json
-from upshift.errors import OptimizeInterrupted
+from upshift.errors import OptimizeInterrupted, UpshiftError
 from upshift.inference.config import SearchConfig
 from upshift.inference.defaults import MAX_DROP
 from upshift.recipes.recipe import Recipe
@@ -67,6 +68,9 @@ def run(
         observers=observers,
         on_data_progress=on_data_progress,
     )
+    result = trained.folder.load_result()
+    result["command"] = _run_command(result["command"], max_drop)
+    write_json(trained.folder.result, result)
     try:
         optimize(
             trained.path,
@@ -79,10 +83,12 @@ def run(
         )
     except OptimizeInterrupted as stop:
         raise OptimizeInterrupted(f"{stop}, and write the page with upshift report {trained.path}") from None
-    result = trained.folder.load_result()
-    result["command"] = _run_command(result["command"], max_drop)
-    write_json(trained.folder.result, result)
-    return CompletedRun(trained.folder, result, trained.model, report(trained.path))
+    except Exception:
+        # What hours of training came to is shown all the same.
+        with contextlib.suppress(UpshiftError):
+            report(trained.path)
+        raise
+    return CompletedRun(trained.folder, trained.folder.load_result(), trained.model, report(trained.path))
 
 
 def _run_command(command: list[str], max_drop: float) -> list[str]:
