@@ -259,7 +259,7 @@ def test_damaged_weights_of_a_run_come_back_by_a_resume(upshift_cli: Cli) -> Non
     whole = weights.read_bytes()
     weights.write_bytes(whole[:1000])
     answer = upshift_cli("evaluate", "run")
-    assert answer.code == 2 and "must be a whole safetensors file; received run/model.safetensors" in answer.err
+    assert answer.code == 2 and "must be as they were written; received run/model.safetensors" in answer.err
     assert upshift_cli(*command, "--resume").code == 0
     assert weights.read_bytes() == whole
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from upshift.core.files import finite, read_json, storage_errors
+from upshift.core.files import finite, read_json, sha256_file, storage_errors
 from upshift.errors import ArtifactError
 
 RUNS = Path("runs")
@@ -81,6 +82,43 @@ class RunFolder:
     @property
     def report(self) -> Path:
         return self.path / "report.html"
+
+    @property
+    def earlier(self) -> Path:
+        """What a run had come to before it was gone on with."""
+        return self.path / "earlier"
+
+    def set_aside_results(self) -> None:
+        """Move what a finished run came to into `earlier`: it is not that of the weights that are trained now.
+
+        Raises:
+            StorageError: The folder cannot be written.
+        """
+        # The result first: without it, the run is known to be unfinished.
+        parts = (self.result, self.evaluation, self.model, self.artifact, self.report)
+        with storage_errors(self.path):
+            if self.result.exists() and self.earlier.exists():
+                shutil.rmtree(self.earlier)
+            for part in parts:
+                if part.exists():
+                    self.earlier.mkdir(exist_ok=True)
+                    part.rename(self.earlier / part.name)
+
+    def check_model(self) -> None:
+        """Refuse weights other than those that the run's result is of; older results do not say which they are.
+
+        Raises:
+            ArtifactError: They are others.
+        """
+        if not self.result.is_file():
+            return
+        claimed = read_json(self.result, kind="a finished run's result").get("model_sha256")
+        if claimed is not None and (not self.model.is_file() or sha256_file(self.model) != claimed):
+            raise ArtifactError(
+                "the weights of a run must be as they were written",
+                received=f"{self.model}, which {'was altered' if self.model.is_file() else 'is missing'}",
+                hint="train again, or go on with --resume, which writes them anew from the checkpoint",
+            )
 
     def require(self, rule: str) -> None:
         """Refuse a path that is no run folder, and say what it is.

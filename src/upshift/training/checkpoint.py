@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shutil
+import stat
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,15 +67,20 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
 
 
 def save_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
-    """Write tensors as safetensors; tensors that share memory are written apart.
+    """Write tensors as safetensors, whole or not at all; tensors that share memory are written apart.
 
     Raises:
         StorageError: The disk is full or the folder cannot be written.
     """
     apart = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     with storage_errors(path):
         try:
-            save_file(apart, path)
+            temporary.touch()
+            mode = stat.S_IMODE(temporary.stat().st_mode)
+            save_file(apart, temporary)
+            temporary.chmod(mode)  # safetensors keeps its files to their owner, whatever the umask
+            os.replace(temporary, path)
         except SafetensorError as error:
             # safetensors reports an operating-system error as text.
             raise StorageError(
@@ -80,6 +88,8 @@ def save_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
                 received=error,
                 hint="free some space, or name another folder with --out",
             ) from error
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 class _OtherFormatError(ArtifactError):

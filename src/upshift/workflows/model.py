@@ -245,5 +245,6 @@ def open_model(path: str | Path, *, trust_code: bool = False) -> OpenedModel:
             received=f"{path} without model.safetensors",
             hint=f"go on with --resume --out {path}",
         )
+    folder.check_model()
     module = run.spec.build(folder.model)
     return OpenedModel(path, run.preprocessing, run.info.label_names, run.data, run=run, module=module)

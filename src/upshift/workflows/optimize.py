@@ -80,6 +80,7 @@ def optimize(
     if (folder.path / MANIFEST).is_file():
         raise ArtifactError(rule, received=f"the artifact {path}", hint="name the run it came from")
     record, result = read_run(folder, trust_code=trust_code, rule=rule), folder.load_result()
+    folder.check_model()
     if record.data_handed_over and data is None:
         raise ArtifactError(
             "a run that was trained on torch datasets must be optimized with them",

@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from upshift.core import clock, environment
-from upshift.core.files import finite, read_json, write_json
+from upshift.core.files import finite, read_json, sha256_file, write_json
 from upshift.core.records import RunFolder
 from upshift.core.reference import refuse_while_importing
 from upshift.core.vouching import vouch
@@ -122,6 +122,7 @@ def train(
     with open_run_folder(prepared.recipe.name, Path(out) if out else None, resume=resume) as folder:
         if resume:
             check_same_run(read_json(folder.recipe, kind="a run's recipe"), record)
+            folder.set_aside_results()
         vouch(record.spec.reference)
         write_json(folder.recipe, record.to_json())
         keep(changed, folder.algorithm)
@@ -191,6 +192,7 @@ def _record_result(
         "micro_batch_size": trained.micro_batch_size,
         "resumed_from_step": trained.resumed_from_step,
         "metrics": evaluation.metrics,
+        "model_sha256": sha256_file(folder.model),
         "data": {
             "source": info.source,
             "kind": info.kind,
