@@ -97,6 +97,17 @@ def num_samples(tree: Tree) -> int:
     )
 
 
+def micro_batch_sizes(num_samples: int, most: int) -> list[int]:
+    """How a batch is cut into parts of at most `most` samples: equal ones, and a smaller last one for the rest.
+
+    A rest of one sample takes one from the part before where that has one to spare: batch norm needs two.
+    """
+    sizes = [min(most, num_samples - start) for start in range(0, num_samples, most)]
+    if len(sizes) > 1 and sizes[-1] == 1 and most > 2:
+        sizes[-2:] = [most - 1, 2]
+    return sizes
+
+
 def take(tree: Tree, start: int, stop: int) -> Tree:
     """Samples `start` to `stop` of a batch; tensors without that axis stay."""
     total = num_samples(tree)

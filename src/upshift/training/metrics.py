@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -50,7 +50,7 @@ class RunningMetrics:
             if len(set(sizes)) == 1:
                 self._correct.append(hits.view(len(sizes), -1).sum(1))
             else:  # an epoch's last batch
-                self._correct.append(torch.stack([part.sum() for part in hits.split(sizes)]))
+                self._correct.append(torch.stack([part.sum() for part in torch.split(hits, sizes)]))
             self._outputs, self._labels, self._pending_elements = [], [], 0
 
     def drain(self) -> None:
@@ -144,12 +144,26 @@ def within(
 
 
 @torch.no_grad()
-def monitor(model: torch.nn.Module, batches: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> dict[str, float]:
-    """Mean cross-entropy and accuracy over batches, with one synchronisation at the end."""
+def monitor(
+    model: torch.nn.Module,
+    batches: Iterable[tuple[torch.Tensor, torch.Tensor]],
+    loss: Callable[[Any, Any], torch.Tensor] | None = None,
+) -> dict[str, float]:
+    """Mean loss and accuracy over batches, with one synchronisation at the end.
+
+    Args:
+        model: In evaluation mode.
+        batches: (inputs, labels).
+        loss: A mean over the batch; None is cross-entropy.
+    """
     losses, correct, num_samples = [], [], 0
     for inputs, labels in batches:
         outputs = model(inputs).float()
-        losses.append(F.cross_entropy(outputs, labels, reduction="sum").double())
+        if loss is None:
+            total = F.cross_entropy(outputs, labels, reduction="sum")
+        else:
+            total = loss(outputs, labels) * labels.shape[0]
+        losses.append(total.double())
         correct.append((outputs.argmax(1) == labels).sum())
         num_samples += labels.shape[0]
     return {
@@ -178,6 +192,12 @@ class Evaluation:
     calibration: list[dict[str, float]]
     predictions: torch.Tensor
     confidences: torch.Tensor
+
+
+def without_loss(evaluation: Evaluation) -> Evaluation:
+    """An evaluation of a model that was trained by another loss: its mean cross-entropy has a name of its own."""
+    names = {"loss": "cross_entropy"}
+    return replace(evaluation, metrics={names.get(name, name): value for name, value in evaluation.metrics.items()})
 
 
 def evaluate_logits(logits: torch.Tensor, labels: torch.Tensor, label_names: tuple[str, ...]) -> Evaluation:

@@ -41,6 +41,25 @@ class Progress:
     notes: list[str] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class TrainingResult:
+    """What a training came to; the model has its final weights.
+
+    Attributes:
+        progress: Counts and times.
+        num_skipped_steps: Steps left out because their loss or gradient was not finite.
+        micro_batch_size: Samples of one forward and backward at the end.
+        largest_batch: Samples that are known to fit in memory at a time, after running out of it; else None.
+        resumed_from_step: The checkpoint that this process went on from.
+    """
+
+    progress: Progress
+    num_skipped_steps: int
+    micro_batch_size: int
+    largest_batch: int | None
+    resumed_from_step: int | None
+
+
 class Clock:
     """The times of a training: in steps, in all, and since things that happen every so often."""
 

@@ -32,3 +32,16 @@ def learning_rate_factor(config: ScheduleConfig, step: int, total_steps: int) ->
     progress = min(1.0, (step - warmup_steps) / max(1, total_steps - 1 - warmup_steps))
     remaining = 1.0 - progress if config.name == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
     return config.final_fraction + (1.0 - config.final_fraction) * remaining
+
+
+def changed_length(config: ScheduleConfig, before: int, now: int, step: int) -> list[str]:
+    """What to say of a resume at `step` to `now` steps in all, if `before` were planned (0: not known).
+
+    The learning rate is a function of the share of all steps that is done.
+    """
+    if before in (0, now) or (config.name == "constant" and not config.warmup_fraction):
+        return []
+    return [
+        f"the schedule {config.name} is over {now} steps from step {step} on, and was over {before} before: "
+        "the learning rate jumps there, and is not that of a run of one length"
+    ]

@@ -10,10 +10,11 @@ import torch
 from torch import nn
 
 from upshift.errors import ConfigError
-from upshift.training.batches import Tree, at_least_single, map_tensors, num_samples, take
+from upshift.training.batches import Tree, at_least_single, map_tensors, micro_batch_sizes, num_samples, take
 from upshift.training.buffers import Buffers
 from upshift.training.config import TrainingConfig
 from upshift.training.execution import Execution, Executor
+from upshift.training.gradients import GradientCheck
 from upshift.training.metrics import check_logits
 from upshift.training.optimizers import OptimizerSet
 from upshift.training.rng import restore_rng_state, rng_state
@@ -36,8 +37,10 @@ class TrainingStep:
 
     Attributes:
         micro_batch_size: Samples of one forward and backward; a larger batch is accumulated.
-        num_skipped: Steps whose loss (or clipped gradient) was not finite, and which therefore changed nothing.
-        skipped: Whether the last step was one of them; unknown, and False, where the device itself skips.
+        num_skipped: Steps whose loss or gradient was not finite, and which therefore changed nothing.
+        num_overflows: Steps that changed nothing as fp16's scale of the loss was too large, and was made smaller.
+        skipped: Whether the last step changed nothing; unknown, and False, where the device itself skips.
+        seeks_scale: Whether that was for the scale's sake.
     """
 
     def __init__(
@@ -65,11 +68,13 @@ class TrainingStep:
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         # BatchNorm's running statistics take in a NaN before the loss shows it.
         self._buffers = Buffers(model)
+        self._gradients = GradientCheck(self._parameters, device)
         self._skipped_on_device = torch.zeros((), device=device)
         self._in_a_row_on_device = torch.zeros((), device=device)
         self.num_skipped = 0
         self.num_skipped_in_a_row = 0
-        self.skipped = False
+        self.num_overflows = 0
+        self.skipped = self.seeks_scale = False
         self._is_underway = False
         self._has_halved = False
         self._check, self._can_split = check, can_split
@@ -143,7 +148,7 @@ class TrainingStep:
         """
         if not self._skips_on_device:
             self._buffers.keep()
-        self._is_underway, self.skipped = True, False
+        self._is_underway, self.skipped, self.seeks_scale = True, False, False
         self._optimizer.zero_grad()
         loss, outputs = self._forward_and_backward(inputs, labels)
         self._update(loss)
@@ -169,11 +174,12 @@ class TrainingStep:
         """Micro-batches weighted by their samples, so that a smaller last one counts for what it is."""
         total = torch.zeros((), device=self._device)
         parts = []
-        size = num_samples(inputs)
-        for start in range(0, size, self.micro_batch_size):
-            stop = min(start + self.micro_batch_size, size)
+        size, start = num_samples(inputs), 0
+        for part in micro_batch_sizes(size, self.micro_batch_size):
+            stop = start + part
             loss, outputs = self._forward(take(inputs, start, stop), take(labels, start, stop))
-            loss = loss * ((stop - start) / size)
+            start = stop
+            loss = loss * (part / size)
             self._backward(loss)
             total += loss.detach()
             parts.append(outputs)
@@ -188,22 +194,26 @@ class TrainingStep:
             self._update_scaled(self.scaler, loss)
         elif self._skips_on_device:
             self._update_on_device(loss)
-        elif math.isfinite(loss.item()) and self._clip():
+        elif self._is_finite(loss):
             self._optimizer.step()
             self.num_skipped_in_a_row = 0
         else:
             self._skip()
 
-    def _clip(self) -> bool:
-        """Clip the gradients' norm if asked to; False if it is not finite."""
+    def _is_finite(self, loss: torch.Tensor) -> bool:
+        """Whether loss and gradients are, or the norm of these, which is clipped if asked to."""
         if self._clip_grad_norm is None:
-            return True
+            return self._gradients.is_finite(loss)
+        if not math.isfinite(loss.item()):
+            return False
         return math.isfinite(nn.utils.clip_grad_norm_(self._parameters, self._clip_grad_norm).item())
 
     def _update_on_device(self, loss: torch.Tensor) -> None:
         finite = torch.isfinite(loss)
         if self._clip_grad_norm is not None:
             finite &= torch.isfinite(nn.utils.clip_grad_norm_(self._parameters, self._clip_grad_norm))
+        else:
+            finite &= ~self._gradients.nonfinite_at_once()
         found_inf = (~finite).float()
         self._skipped_on_device += found_inf
         self._in_a_row_on_device.add_(1).mul_(found_inf)
@@ -212,7 +222,7 @@ class TrainingStep:
         self._optimizer.step()
 
     def _update_scaled(self, scaler: torch.amp.GradScaler, loss: torch.Tensor) -> None:
-        """fp16: the scaler skips gradients that overflowed by itself, which is part of finding its scale."""
+        """fp16: gradients that overflow at a scale above 1 are part of finding the scale: no fault of the training."""
         if not math.isfinite(loss.item()):
             self._skip()
             return
@@ -222,13 +232,25 @@ class TrainingStep:
             nn.utils.clip_grad_norm_(self._parameters, self._clip_grad_norm)
         for optimizer in self._optimizer.optimizers:
             scaler.step(optimizer)
+        before = scaler.get_scale()
         scaler.update()
-        self.num_skipped_in_a_row = 0
+        after = scaler.get_scale()
+        if after >= before:  # it shrinks where gradients overflowed, and only there
+            self.num_skipped_in_a_row = 0
+        elif after >= 1:
+            self._take_back()
+            self.seeks_scale = True
+            self.num_overflows += 1
+        else:
+            self._skip()
 
     def _skip(self) -> None:
-        self.skipped = True
+        self._take_back()
         self.num_skipped += 1
         self.num_skipped_in_a_row += 1
+
+    def _take_back(self) -> None:
+        self.skipped = True
         self._buffers.restore()
         self._optimizer.zero_grad()
 
@@ -238,7 +260,7 @@ class TrainingStep:
             torch.accelerator.synchronize(self._device)
 
     def weights_are_finite(self) -> bool:
-        """Whether every parameter is: gradients can overflow though the loss did not."""
+        """Whether every parameter is: an update can overflow though its gradient did not."""
         return all(bool(torch.isfinite(parameter).all()) for parameter in self._parameters)
 
     def synchronize(self) -> None:
@@ -259,7 +281,7 @@ class TrainingStep:
 
     @property
     def gave_up(self) -> bool:
-        """Whether too many steps in a row had a loss that is not finite."""
+        """Whether too many steps in a row had a loss or a gradient that is not finite."""
         return self.num_skipped_in_a_row >= self._max_nonfinite
 
     def abandon(self) -> None:
@@ -316,6 +338,7 @@ class TrainingStep:
             "has_halved": self._has_halved,
             "num_skipped": self.num_skipped,
             "num_skipped_in_a_row": self.num_skipped_in_a_row,
+            "num_overflows": self.num_overflows,
             "scaler": self.scaler.state_dict() if self.scaler is not None else None,
         }
 
@@ -326,6 +349,7 @@ class TrainingStep:
             self.micro_batch_size = min(self.micro_batch_size, state["micro_batch_size"])
             self._limit_samples(self.micro_batch_size)
         self.num_skipped, self.num_skipped_in_a_row = state["num_skipped"], state["num_skipped_in_a_row"]
+        self.num_overflows = state.get("num_overflows", 0)
         self._count_on_device()
         if self.scaler is not None and state["scaler"] is not None:
             self.scaler.load_state_dict(state["scaler"])

@@ -6,7 +6,6 @@ import json
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -27,14 +26,15 @@ from upshift.training.checkpoint import (
 from upshift.training.conductor import Conductor
 from upshift.training.config import TrainingConfig
 from upshift.training.ema import ExponentialMovingAverage
+from upshift.training.evaluation import within_memory
 from upshift.training.execution import Execution
 from upshift.training.interrupt import StopRequest, stop_on_signals
-from upshift.training.metrics import RunningMetrics, is_reached, monitor, within
+from upshift.training.metrics import RunningMetrics, is_reached, monitor
 from upshift.training.observer import Observer
 from upshift.training.optimizers import OptimizerSet, build_optimizer
-from upshift.training.progress import Clock, Progress
+from upshift.training.progress import Clock, Progress, TrainingResult
 from upshift.training.run_state import RunState
-from upshift.training.schedules import learning_rate_factor
+from upshift.training.schedules import changed_length, learning_rate_factor
 from upshift.training.stages import Stages
 from upshift.training.step import Loss, TrainingStep, is_out_of_memory
 
@@ -50,25 +50,6 @@ class Loader(Protocol):
     def epoch(
         self, epoch: int, *, start_batch: int = 0, image_size: tuple[int, int] | None = None
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]: ...
-
-
-@dataclass(frozen=True)
-class TrainingResult:
-    """What a training came to; the model has its final weights.
-
-    Attributes:
-        progress: Counts and times.
-        num_skipped_steps: Steps left out because their loss was not finite.
-        micro_batch_size: Samples of one forward and backward at the end.
-        largest_batch: Samples that are known to fit in memory at a time, after running out of it; else None.
-        resumed_from_step: The checkpoint that this process went on from.
-    """
-
-    progress: Progress
-    num_skipped_steps: int
-    micro_batch_size: int
-    largest_batch: int | None
-    resumed_from_step: int | None
 
 
 class Trainer:
@@ -122,6 +103,7 @@ class Trainer:
         self._best: dict[str, torch.Tensor] = {}
         self._resumed_from: int | None = None
         self._last_checkpoint_step = 0
+        self._largest_evaluated: int | None = None
 
     def train(self, run: RunFolder, observers: tuple[Observer, ...] = (), *, resume: bool = False) -> TrainingResult:
         """Run the loop to its end.
@@ -167,9 +149,9 @@ class Trainer:
                 observer.on_end()
         return TrainingResult(
             progress=progress,
-            num_skipped_steps=self.step.num_skipped,
+            num_skipped_steps=self.step.num_skipped + self.step.num_overflows,
             micro_batch_size=self.step.micro_batch_size,
-            largest_batch=self.step.largest_batch,
+            largest_batch=self._largest_batch,
             resumed_from_step=self._resumed_from,
         )
 
@@ -179,23 +161,14 @@ class Trainer:
             self._best = self._state.load(checkpoint)
             self._resumed_from = self._last_checkpoint_step = checkpoint.step
         set_aside_after(self.run.checkpoints, self.progress.step)
-        for warning in warnings:
+        changed = changed_length(self.config.schedule, self.progress.total_steps, self._total_steps, self.progress.step)
+        for warning in [*warnings, *changed]:
             self.note(warning)
-        self._note_changed_schedule()
         self._judge_again()
         # Lines of steps that will be made again are dropped.
         kept = [record for record in read_jsonl(self.run.metrics) if record.get("step", 0) <= self.progress.step]
         lines = "".join(json.dumps(record) + "\n" for record in kept)
         write_bytes(self.run.metrics, lines.encode())
-
-    def _note_changed_schedule(self) -> None:
-        """After a resume: the learning rate is a function of the share of all steps, which may be others now."""
-        before, config = self.progress.total_steps, self.config.schedule
-        if before not in (0, self._total_steps) and (config.name != "constant" or config.warmup_fraction):
-            self.note(
-                f"the schedule {config.name} is over {self._total_steps} steps from step {self.progress.step} on, and "
-                f"was over {before} before: the learning rate jumps there, and is not that of a run of one length"
-            )
 
     def _train_epoch(self, stop: StopRequest) -> None:
         """The rest of the current epoch, step by step."""
@@ -307,7 +280,8 @@ class Trainer:
         while True:
             try:
                 made = self.step(self.step.prepare(inputs), labels)
-                if self.step.skipped and self._is_mended(NonFiniteLossError("the loss was not finite")):
+                is_wrong = self.step.skipped and not self.step.seeks_scale
+                if is_wrong and self._is_mended(NonFiniteLossError("the loss or gradient was not finite")):
                     self.step.forget_skip()
                     continue
                 return made
@@ -328,12 +302,22 @@ class Trainer:
         """Whether what raised is executed otherwise from now on, so that another attempt may go through."""
         return self._conductor is not None and self._conductor.on_error(self, error)
 
+    @property
+    def _largest_batch(self) -> int | None:
+        """Samples that are known to fit in memory at a time; None where it never ran out."""
+        return min((size for size in (self.step.largest_batch, self._largest_evaluated) if size), default=None)
+
     def _evaluate(self) -> dict[str, float]:
         start = clock.now()
         self.step.synchronize()
         self.model.eval()
         with self._final_weights():
-            metrics = monitor(self.model, within(self._eval_loader.epoch(0), self.step.largest_batch))
+            metrics, self._largest_evaluated = within_memory(
+                lambda batches: monitor(self.model, batches),
+                lambda: self._eval_loader.epoch(0),
+                largest=self._largest_batch,
+                note=self.note,
+            )
         self.model.train()
         self.progress.evaluation_seconds += clock.now() - start
         return metrics
@@ -433,13 +417,13 @@ class Trainer:
         if self.step.weights_are_finite():
             self._save()
             raise NonFiniteLossError(
-                f"the loss was not finite for {count} steps in a row; the weights before them are saved in "
+                f"the loss or gradient was not finite for {count} steps in a row; the weights before them are saved in "
                 f"{self.run.checkpoints}; {hint}"
             )
         saved = saved_steps(self.run.checkpoints)
         where = checkpoint_folder(self.run.checkpoints, saved[-1]) if saved else "not saved: no checkpoint was due yet"
         raise NonFiniteLossError(
-            f"a gradient that was not finite spoilt the weights by step {self.progress.step - count}, and the loss was "
+            f"an update that was not finite spoilt the weights by step {self.progress.step - count}, and the loss was "
             f"not finite for {count} steps since; the last good state is {where}; {hint}"
         )
 

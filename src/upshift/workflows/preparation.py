@@ -11,16 +11,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from upshift.errors import ConfigError, UnknownNameError
+from upshift.errors import ConfigError, PlanError, UnknownNameError
 from upshift.recipes.overrides import with_overrides
 from upshift.recipes.recipe import Recipe
 from upshift.recipes.record import model_spec
 from upshift.recipes.registry import find_recipe
+from upshift.training.batches import micro_batch_sizes
+from upshift.training.buffers import Buffers
 from upshift.training.conductor import Conductor
 from upshift.training.loss import CrossEntropy, check_loss
 from upshift.training.metrics import check_logits
 from upshift.training.optimizer_check import check_optimizer
-from upshift.training.rng import check_seed, seed_everything
+from upshift.training.rng import check_seed, restore_rng_state, rng_state, seed_everything
 from upshift.training.trainer import Trainer
 from upshift.tuning.plan import Plan
 from upshift.workflows.datasets import Data, Loaders, load_data, make_loaders, with_lasting_source
@@ -130,6 +132,7 @@ def prepare_training(
             hint="--set data.validation_fraction=0.1 holds one out",
         )
     _check_model(model, loaders, dataset.info.num_classes, resolved)
+    _check_single_samples(model, loaders, resolved, plan)
     check_optimizer(model, resolved.optimizer)
     return Prepared(record=record, dataset=dataset, model=model, loaders=loaders, plan=plan, device=device, seed=seed)
 
@@ -178,6 +181,37 @@ def _check_model(model: nn.Module, loaders: Loaders, num_classes: int, recipe: R
         )
     if recipe.loss is not None:
         check_loss(recipe.loss, outputs, labels.to(outputs.device))
+
+
+@torch.no_grad()
+def _check_single_samples(model: nn.Module, loaders: Loaders, recipe: Recipe, plan: Plan) -> None:
+    """Refuse to learn from one sample at a time where the model cannot, as batch norm needs two values a channel."""
+    num_samples, batch_size = loaders.train.num_samples, recipe.batch_size
+    most = plan.micro_batch_size or batch_size
+    last = num_samples % batch_size or batch_size
+    if 1 not in (*micro_batch_sizes(batch_size, most), *micro_batch_sizes(last, most)):
+        return
+    device = next(model.parameters()).device
+    buffers, generators = Buffers(model), rng_state(device)
+    try:
+        model(loaders.first_samples()[0][:1])
+    except ValueError as error:
+        if 1 in (last, batch_size):
+            sizes = (*range(batch_size - 1, 1, -1), *range(batch_size + 1, num_samples + 1))
+            better = next((size for size in sizes if num_samples % size != 1), num_samples)
+            raise ConfigError(
+                "each batch must have at least 2 samples, as this model's batch norm needs them",
+                received=f"batch_size={batch_size} of {num_samples} samples, whose last batch has {last} ({error})",
+                hint=f"--set batch_size={better}",
+            ) from error
+        raise PlanError(
+            "a micro-batch must have at least 2 samples, as this model's batch norm needs them",
+            received=f"micro_batch_size={most} of batches of {batch_size} and {last} samples ({error})",
+            hint="set micro_batch_size to 3 or more, or leave it out",
+        ) from error
+    finally:
+        buffers.restore()
+        restore_rng_state(generators, device)
 
 
 def _check_target(recipe: Recipe) -> None:

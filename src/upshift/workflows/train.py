@@ -18,11 +18,12 @@ from upshift.core.vouching import vouch
 from upshift.models.spec import state_dict_on_cpu
 from upshift.recipes.recipe import Recipe
 from upshift.training.checkpoint import save_tensors
-from upshift.training.metrics import collect_logits, evaluate_logits, within
+from upshift.training.evaluation import within_memory
+from upshift.training.metrics import collect_logits, evaluate_logits
 from upshift.training.observer import Observer
+from upshift.training.progress import TrainingResult
 from upshift.training.rng import seed_everything
 from upshift.training.tensorboard import TensorBoardObserver
-from upshift.training.trainer import TrainingResult
 from upshift.tuning.batch_size import ChangedAlgorithm, checked_allowed
 from upshift.tuning.plan import Plan
 from upshift.workflows.algorithm import keep, with_allowed
@@ -154,7 +155,12 @@ def _record_result(
     recipe, progress, info = record.recipe, trained.progress, dataset.info
     plan = tuning.finish(folder) if tuning is not None else prepared.plan
     start = clock.now()
-    logits, labels = collect_logits(model, within(loaders.test.epoch(0), trained.largest_batch))
+    (logits, labels), _ = within_memory(
+        lambda batches: collect_logits(model, batches),
+        lambda: loaders.test.epoch(0),
+        largest=trained.largest_batch,
+        note=progress.notes.append,
+    )
     evaluation = evaluate_logits(logits, labels, info.label_names)
     evaluation_seconds = progress.evaluation_seconds + clock.now() - start
     write_json(folder.evaluation, evaluation_record(evaluation, labels, info, dataset.splits["test"].inputs))
@@ -168,7 +174,7 @@ def _record_result(
     if loaders.monitor_split == "test":
         notes.append(_test_note(progress.stopped))
     if trained.num_skipped_steps:
-        notes.append(f"{trained.num_skipped_steps} steps were skipped, as their loss was not finite")
+        notes.append(f"{trained.num_skipped_steps} steps were skipped, as their loss or gradient was not finite")
     result = {
         "version": RESULT_VERSION,
         "recipe": recipe.name,

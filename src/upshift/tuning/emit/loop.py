@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from upshift.training.batches import micro_batch_sizes
 from upshift.training.ema import ExponentialMovingAverage
 from upshift.tuning.emit.carry import Carried
 from upshift.tuning.emit.job import Job
@@ -48,6 +49,8 @@ def loop_sections(job: Job, carried: Carried, words: Words) -> list[str]:
     """`evaluate`, `main` and what these need."""
     if job.config.ema_decay:
         carried.add(ExponentialMovingAverage)
+    if job.accumulates:
+        carried.add(micro_batch_sizes)
     return [
         carried.take(),
         *when(job.config.stages, _enter_stage(job)),
@@ -155,7 +158,8 @@ def _step(job: Job, words: Words) -> list[str]:
         *when(
             job.accumulates,
             "losses.append(torch.zeros((), device=DEVICE))",
-            "parts = zip(inputs.split(MICRO_BATCH_SIZE), labels.split(MICRO_BATCH_SIZE), strict=True)",
+            "sizes = micro_batch_sizes(len(inputs), MICRO_BATCH_SIZE)",
+            "parts = zip(inputs.split(sizes), labels.split(sizes), strict=True)",
             "for part, part_labels in parts:",
             *indented(1, _loss("part", "part_labels", "MICRO_BATCH_SIZE", words)),
             "    loss = loss * (len(part) / len(inputs))  # so that a smaller last part counts for what it is",

@@ -138,7 +138,8 @@ def measure(
     if is_compiled:
         notes.append("the step is compiled: its memory is that of the same step without torch.compile")
     if rehearsal.training_step.num_skipped:
-        notes.append(f"{rehearsal.training_step.num_skipped} steps were skipped, as their loss was not finite")
+        skipped = rehearsal.training_step.num_skipped
+        notes.append(f"{skipped} steps were skipped, as their loss or gradient was not finite")
     weights = [*rehearsal.model.parameters(), *rehearsal.model.buffers()]
     floating = [tensor for tensor in weights if tensor.is_floating_point()]
     return Measurement(
