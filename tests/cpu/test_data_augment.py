@@ -17,6 +17,7 @@ from upshift.data.config import AugmentConfig
 from upshift.data.dataset import DataInfo
 from upshift.data.draws import Draw, draw_epoch
 from upshift.data.geometry import affine, crop_and_flip, cutout, resize
+from upshift.errors import ConfigError
 
 CPU = torch.device("cpu")
 
@@ -160,11 +161,30 @@ def test_turning_one_transform_on_leaves_the_draws_of_the_others() -> None:
 @pytest.mark.parametrize("normalize", [True, False])
 def test_cutout_shows_the_mean(normalize) -> None:
     info = DataInfo("image", (3, 7, 6), 2, ("a", "b"), (0.5, 0.25, 0.75), (0.1, 0.2, 0.3), 0, "made", "0")
-    config = AugmentConfig(cutout=40, normalize=normalize)
-    transform = BatchTransform(info, config, device=CPU, seed=0, training=True, channels_last=False)
-    result = transform(noise(2), transform.draw(0, 2), 0)
+    images = noise(2)
+    shown = {}
+    for side in (0, 5):
+        config = AugmentConfig(cutout=side, normalize=normalize)
+        transform = BatchTransform(info, config, device=CPU, seed=0, training=True, channels_last=False)
+        shown[side] = transform(images, transform.draw(0, 2), 0)
+    is_cut = (shown[0] != shown[5]).any(dim=1)
     expected = torch.zeros(3) if normalize else torch.tensor(info.mean)
-    torch.testing.assert_close(result, expected.reshape(1, 3, 1, 1).expand(2, 3, 7, 6))
+    assert is_cut.flatten(1).sum(1).min() >= 3 * 3
+    torch.testing.assert_close(shown[5].movedim(1, 3)[is_cut], expected.expand(int(is_cut.sum()), 3))
+    assert torch.equal(shown[5].movedim(1, 3)[~is_cut], shown[0].movedim(1, 3)[~is_cut])
+
+
+@pytest.mark.parametrize("field", ["cutout", "crop_padding"])
+def test_what_is_cut_out_or_added_is_smaller_than_the_images(field) -> None:
+    info = DataInfo("image", (3, 7, 6), 2, ("a", "b"), (0.5,) * 3, (0.1,) * 3, 0, "made", "0")
+    with pytest.raises(ConfigError, match=rf"augment\.{field} must be below the images' 6 pixels; received 6"):
+        BatchTransform(info, AugmentConfig(**{field: 6}), device=CPU, seed=0, training=True, channels_last=False)
+
+
+@pytest.mark.parametrize("share", [1.0, 50.0, -0.1])
+def test_images_are_not_shifted_out_of_sight(share) -> None:
+    with pytest.raises(ConfigError, match=r"augment\.translate must be at least 0 and below 1"):
+        AugmentConfig(translate=share)
 
 
 @pytest.mark.parametrize(

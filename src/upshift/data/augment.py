@@ -144,3 +144,9 @@ def _check(info: DataInfo, augment: AugmentConfig) -> None:
             received=augment.crop_padding,
             hint="an eighth of the side is usual, as 4 of 32",
         )
+    if augment.cutout >= smallest:
+        raise ConfigError(
+            f"augment.cutout must be below the images' {smallest} pixels",
+            received=augment.cutout,
+            hint="a quarter of the side is usual, as 8 of 32",
+        )

@@ -98,12 +98,12 @@ class AugmentConfig:
 
     def __post_init__(self) -> None:
         check_fields(self, "augment.")
-        for name in ("crop_padding", "cutout", "rotation_degrees", "translate"):
+        for name in ("crop_padding", "cutout", "rotation_degrees"):
             if getattr(self, name) < 0:
                 raise ConfigError(
                     f"augment.{name} must not be negative", received=getattr(self, name), hint="0 turns it off"
                 )
-        for name in ("scale", "brightness", "contrast", "saturation"):
+        for name in ("translate", "scale", "brightness", "contrast", "saturation"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise ConfigError(
                     f"augment.{name} must be at least 0 and below 1",

@@ -91,7 +91,7 @@ def _require_folder(data_dir: Path | None) -> None:
         raise DataError(
             "the folder of named datasets must exist",
             received=f"--data-dir {data_dir}",
-            hint="check the path, or leave it out",
+            hint="check the path; without it, UPSHIFT_DATA_DIR is looked into",
         )
 
 

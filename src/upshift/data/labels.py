@@ -15,6 +15,9 @@ from upshift.data.dataset import Labels
 from upshift.data.source import RawLabel
 from upshift.errors import DataError
 
+TWO_SIGNS = {-1, 1}
+"""What labels of two classes are where they are signs."""
+
 RawLabels = Sequence[RawLabel] | npt.NDArray[Any]
 
 
@@ -53,7 +56,8 @@ def find_classes(train_labels: RawLabels, *, given_names: tuple[str, ...] | None
     """Decide what the classes are.
 
     Given names count from 0. Otherwise the classes are the distinct labels of the training split in
-    sorted order, except that negative integers, which datasets use for "no label", are none.
+    sorted order, except that negative integers, which datasets use for "no label", are none: unless the labels are
+    -1 and 1, as those of two classes often are.
 
     Raises:
         DataError: The training split has no label at all, or fewer than two classes, or labels that
@@ -67,8 +71,8 @@ def find_classes(train_labels: RawLabels, *, given_names: tuple[str, ...] | None
     if len(classes.names) < 2:
         raise DataError(
             "a dataset must have at least two classes to tell apart",
-            received=f"{len(classes.names)} ({', '.join(classes.names)})",
-            hint="check the label column, or add rows of another class",
+            received=f"only {', '.join(map(repr, classes.names))}",
+            hint="check the label column, or add rows of another class; a negative number is no label",
         )
     return classes
 
@@ -79,7 +83,8 @@ def _distinct(labels: RawLabels) -> Classes:
         known = set(np.unique(labels).tolist())
     else:
         known = {plain for plain in map(_plain, labels) if plain is not None}
-    known = {label for label in known if isinstance(label, str) or int(label) >= 0}
+    if known != TWO_SIGNS:
+        known = {label for label in known if isinstance(label, str) or int(label) >= 0}
     if not known:
         raise DataError(
             "the training split must have labels",
@@ -122,8 +127,10 @@ def _note(row: int, label: Any, classes: Classes, bad: BadRows) -> None:
     plain = _plain(label)
     if plain is None and isinstance(label, float | np.floating) and not math.isnan(label):
         bad.add(row, "label that is no class", detail=repr(float(label)), hint="labels are whole numbers or texts")
-    elif plain is None or plain == -1:
+    elif plain is None:
         bad.add(row, "missing label")
+    elif plain == -1:
+        bad.add(row, "missing label", hint="if -1 is a class, number the classes from 0, or name them")
     elif classes.are_given:
         bad.add(row, "label out of range", detail=repr(plain), hint=f"labels go from 0 to {len(classes.names) - 1}")
     else:
