@@ -154,7 +154,7 @@ def test_recipes_are_listed(upshift_cli: Cli) -> None:
     listed = json.loads(upshift_cli("recipes", "--json").out)
     assert [item["name"] for item in listed] == [
         "digits", "mnist-mlp", "mnist-mlp-small", "mnist-cnn", "mnist-keras-dense", "mnist-resnet50",
-        "cifar10-simplecnn", "cifar10-net", "cifar10-resnet18",
+        "cifar10-simplecnn", "cifar10-net", "cifar10-resnet18", "sst2-transformer",
     ]  # fmt: skip
     text = upshift_cli("recipes").out
     assert all(item["name"] in text and item["description"] for item in listed)
@@ -200,7 +200,7 @@ def test_a_recipe_of_ones_own_runs(upshift_cli: Cli) -> None:
         (("evaluate", "x", "--epochs", "3"), ("received --epochs; hint: upshift evaluate --help",)),
         (("train", "digits", "--seed", "x"), ("--seed must be a whole number; received 'x'; hint: for example",)),
         (("optimize", "x", "--budget=soon"), ("--budget must be a number; received 'soon'",)),
-        (("train", "digits", "--set"), ("'--set' requires an argument; hint: upshift train --help",)),
+        (("train", "digits", "--set"), ("--set must be followed by its value; received none; hint: see upshift train",)),
         (("train", "digits", "--target", "accuracy"), ("'accuracy'; hint: for example --target accuracy=0.99",)),
         (("train", "digits", "--set", "epochs=abc"), ("for example epochs=20",)),
         (("train", "digits", "--set", "model=foo:Bar"), ("No module named 'foo'; hint: check the name",)),

@@ -12,7 +12,7 @@ from upshift.cli.on_plans import emit
 from upshift.cli.on_recipes import profile, recipes, run, train, tune
 from upshift.cli.on_runs import evaluate, optimize, predict, report
 from upshift.cli.verb import Verb
-from upshift.errors import Interrupted, StorageError, UpshiftError
+from upshift.errors import BadInputError, Interrupted, StorageError, UpshiftError
 from upshift.terminal import print_error
 
 app = typer.Typer(
@@ -67,6 +67,9 @@ def main() -> None:
     except Interrupted as stop:
         sys.stderr.write(f"{stop}\n")
         sys.exit(stop.exit_code)
+    except BadInputError as error:
+        print_error(usage.in_options(error, typer.main.get_group(app), sys.argv[1:]))
+        sys.exit(error.exit_code)
     except UpshiftError as error:
         print_error(str(error))
         sys.exit(error.exit_code)

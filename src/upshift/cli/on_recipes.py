@@ -80,10 +80,10 @@ def recipes(as_json: JsonOption = False) -> Show:
     listed = recipes_workflow()
 
     def table() -> None:
-        width = max(len(item["name"]) for item in listed)
+        names = max(len(item["name"]) for item in listed) + 2
         for item in listed:
             variants = f" [variants: {', '.join(item['variants'])}]" if item["variants"] else ""
-            stdout.print_text(f"{item['name']:{width}}  {item['description']}{variants}")
+            stdout.print_text(stdout.beside(item["name"], names, item["description"] + variants))
 
     return answer(listed, as_json, table)
 
@@ -176,7 +176,7 @@ def profile(
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> Show:
-    """Tell where the time of a recipe's training goes, and what to do about it."""
+    """Tell where the time of a training goes, and what to do about it."""
     from upshift.workflows.profile import profile as profile_workflow
     from upshift.workflows.profile import profile_lines
 

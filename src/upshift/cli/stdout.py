@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import sys
+import textwrap
 from collections.abc import Iterator
 from typing import Any
 
@@ -57,6 +58,16 @@ def print_text(text: str) -> None:
 def width() -> int | None:
     """Columns of the window that stdout is read in; None where a file or a program reads it, which want whole lines."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def beside(name: str, indent: int, text: str) -> str:
+    """A name and a text in a column beside it, wrapped in a window; below it where the window is narrow."""
+    columns = width()
+    if columns is None:
+        return f"{name:{indent}}{text}"
+    if columns < 3 * indent:
+        return f"{name}\n{textwrap.fill(text, max(columns, 20), initial_indent='  ', subsequent_indent='  ')}"
+    return textwrap.fill(text, columns, initial_indent=f"{name:{indent}}", subsequent_indent=" " * indent)
 
 
 def print_json(value: Any) -> None:

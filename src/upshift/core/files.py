@@ -38,17 +38,18 @@ def storage_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         if not _concerns(error, path):
             raise
+        name = "UPSHIFT_CACHE_DIR" if path.absolute().is_relative_to(cache_folder().absolute()) else "--out"
         if error.errno in _FULL:
             raise StorageError(
                 f"writing {path} needs free disk space",
                 received=error.strerror,
-                hint="free some space, or name another folder with --out or UPSHIFT_CACHE_DIR",
+                hint=f"free some space, or name another folder with {name}",
             ) from error
         if error.errno in _UNUSABLE:
             raise StorageError(
                 f"{path} must be a folder that can be written",
                 received=error.strerror,
-                hint="name another folder with --out or UPSHIFT_CACHE_DIR",
+                hint=f"name another folder with {name}",
             ) from error
         raise
 

@@ -92,7 +92,8 @@ class Tuner(Confirming):
         self._started = clock.now()
         self._meter.start()
         if loop.remaining_steps < MIN_STEPS and not self._stop_when_done:
-            self.notes.append(f"{loop.remaining_steps} steps are too few to tune on")
+            left = loop.remaining_steps
+            self.notes.append(f"{left} steps are too few to tune on" if left != 1 else "1 step is too few to tune on")
             return
         first = yield from self._first_steps(loop)
         self.step_seconds = self.first_step_seconds = first.step_seconds

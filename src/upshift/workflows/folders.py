@@ -133,7 +133,11 @@ def _require_text(path: Path) -> None:
 
 def _require_empty(out: Path) -> None:
     with storage_errors(out):
-        if out.exists() and (not out.is_dir() or any(path.name != LOCK for path in out.iterdir())):
+        if out.exists() and not out.is_dir():
+            raise BadInputError(
+                "--out must be a new or empty folder", received=f"{out}, which is a file", hint="name a folder"
+            )
+        if out.exists() and any(path.name != LOCK for path in out.iterdir()):
             raise BadInputError(
                 "--out must be a new or empty folder",
                 received=out,
