@@ -29,6 +29,7 @@ from upshift.training.ema import ExponentialMovingAverage
 from upshift.training.evaluation import within_memory
 from upshift.training.execution import Execution
 from upshift.training.interrupt import StopRequest, stop_on_signals
+from upshift.training.loss import CrossEntropy
 from upshift.training.metrics import RunningMetrics, is_reached, monitor
 from upshift.training.observer import Observer
 from upshift.training.optimizers import OptimizerSet, build_optimizer
@@ -87,6 +88,8 @@ class Trainer:
         self.model, self.config, self.device = model, config, device
         self._conductor = conductor
         self._train_loader, self._eval_loader, self._eval_split = train_loader, eval_loader, eval_split
+        # Monitored without label smoothing, which is a means of training alone.
+        self._monitored_loss = None if isinstance(loss, CrossEntropy) else loss
         self._observers: tuple[Observer, ...] = ()
         self._steps_per_epoch = len(train_loader)
         self._total_steps = min(config.epochs * self._steps_per_epoch, config.max_steps or sys.maxsize)
@@ -313,7 +316,7 @@ class Trainer:
         self.model.eval()
         with self._final_weights():
             metrics, self._largest_evaluated = within_memory(
-                lambda batches: monitor(self.model, batches),
+                lambda batches: monitor(self.model, batches, self._monitored_loss),
                 lambda: self._eval_loader.epoch(0),
                 largest=self._largest_batch,
                 note=self.note,

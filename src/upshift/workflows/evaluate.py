@@ -12,13 +12,15 @@ from typing import Any
 import numpy as np
 import torch
 
+from upshift.core.files import read_json
+from upshift.core.records import RunFolder
 from upshift.data.class_names import require_classes
 from upshift.data.config import DataConfig
 from upshift.data.dataset import DataInfo
 from upshift.data.prepare import prepare
 from upshift.data.torch_datasets import RowView
 from upshift.errors import ArtifactError, DataError, UnknownNameError
-from upshift.training.metrics import Evaluation, evaluate_logits
+from upshift.training.metrics import Evaluation, evaluate_logits, without_loss
 from upshift.workflows.arguments import verb
 from upshift.workflows.datasets import Data, dataset_from_handed_over
 from upshift.workflows.model import OpenedModel, open_model
@@ -73,7 +75,15 @@ def evaluate(
     require_classes(info.label_names, model.labels)
     labels = torch.from_numpy(np.array(dataset.splits[split].labels))
     evaluation = evaluate_logits(model.logits(dataset.splits[split].inputs), labels, info.label_names)
+    if model.run is not None and _has_own_loss(RunFolder(Path(path))):
+        evaluation = without_loss(evaluation)
     return evaluation_record(evaluation, labels, info, dataset.splits[split].inputs, split=split)
+
+
+def _has_own_loss(folder: RunFolder) -> bool:
+    """Whether a run was trained by another loss than cross-entropy; it is named only, as using it would import it."""
+    recipe = read_json(folder.recipe, kind="a run's recipe").get("recipe")
+    return isinstance(recipe, Mapping) and recipe.get("loss") is not None
 
 
 def _dataset(
