@@ -200,7 +200,10 @@ def test_a_recipe_of_ones_own_runs(upshift_cli: Cli) -> None:
         (("evaluate", "x", "--epochs", "3"), ("received --epochs; hint: upshift evaluate --help",)),
         (("train", "digits", "--seed", "x"), ("--seed must be a whole number; received 'x'; hint: for example",)),
         (("optimize", "x", "--budget=soon"), ("--budget must be a number; received 'soon'",)),
-        (("train", "digits", "--set"), ("--set must be followed by its value; received none; hint: see upshift train",)),
+        (
+            ("train", "digits", "--set"),
+            ("--set must be followed by its value; received none; hint: see upshift train",),
+        ),
         (("train", "digits", "--target", "accuracy"), ("'accuracy'; hint: for example --target accuracy=0.99",)),
         (("train", "digits", "--set", "epochs=abc"), ("for example epochs=20",)),
         (("train", "digits", "--set", "model=foo:Bar"), ("No module named 'foo'; hint: check the name",)),
@@ -384,3 +387,32 @@ def test_no_colour_and_no_bars_where_there_is_no_terminal(tmp_path: Path) -> Non
     assert any(note.endswith("no weights were chosen by it") for note in notes), "a note is one line, however long"
     others = [line for line in done.stdout.splitlines() if line not in notes and not line.startswith("run ")]
     assert all(len(line) <= 80 for line in others)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        (("evaluate", ""), "PATH"),
+        (("report", ""), "RUN"),
+        (("predict", "run", ""), "FILE..."),
+        (("train", ""), "RECIPE"),
+        (("train", "digits", "--out", ""), "--out"),
+        (("train", "digits", "--out="), "--out"),
+        (("train", "digits", "--plan", ""), "--plan"),
+        (("run", "digits", "--data-dir", ""), "--data-dir"),
+        (("tune", "digits", "--set", ""), "--set"),
+    ],
+)
+def test_an_empty_value_is_refused_and_does_not_mean_the_current_folder(
+    upshift_cli: Cli, arguments: tuple[str, ...], name: str
+) -> None:
+    answer = upshift_cli(*arguments)
+    assert answer.code == 2 and answer.err.startswith(f"error: {name} must not be empty; received ''; hint: ")
+
+
+def test_every_verb_takes_json_seed_and_quiet() -> None:
+    from verbs_of_the_cli import VERBS
+
+    for name, verb in VERBS.items():
+        options = {option for parameter in verb.params for option in parameter.opts}
+        assert {"--json", "--seed", "--quiet"} <= options, name

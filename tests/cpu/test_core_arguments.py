@@ -104,3 +104,9 @@ def test_no_verb_takes_an_argument_of_just_any_type(
         with pytest.raises(BadInputError, match=f"^{argument} must be"):
             verb(**(dict.fromkeys(required, "nowhere") | {argument: value}))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("verb", [upshift.report, upshift.evaluate, upshift.optimize, upshift.train, upshift.load])
+def test_an_empty_text_is_refused_and_is_not_the_current_folder(verb: Callable[[str], object]) -> None:
+    with pytest.raises(ConfigError, match=r"must not be empty; received ''; hint: for example \w+="):
+        verb("")

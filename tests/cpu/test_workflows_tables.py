@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as arrow
 import pyarrow.parquet
 import pytest
+import torch
 
 import upshift
 from upshift.errors import BadInputError, DataError
@@ -96,6 +97,26 @@ def test_a_header_tells_which_column_is_which(run, tmp_path) -> None:
     swapped.write_text("b,c\n1,2\n")
     with pytest.raises(DataError, match=r"name the model's 2 features.*without a, with the unknown c"):
         upshift.predict(run, swapped)
+
+
+def test_what_a_model_draws_itself_follows_from_the_seed(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    save(tmp_path / "train.parquet", table(200, 0), "a b label")
+    (tmp_path / "noisy.py").write_text(
+        RECIPE.replace(
+            "\n\n\nRECIPE",
+            "\n\n    def forward(self, x):\n        return super().forward(x + torch.randn_like(x))\n\n\nRECIPE",
+        )
+        .replace("from torch import nn", "import torch\nfrom torch import nn")
+        .replace("epochs=6", "epochs=1")
+    )
+    run = upshift.train("noisy.py", plan="baseline", out="run").path
+    (tmp_path / "x.csv").write_text("0,0\n" * 50)
+    before = torch.get_rng_state()
+    first, second, other = (upshift.predict(run, tmp_path / "x.csv", seed=seed) for seed in (1, 1, 2))
+    assert first == second != other
+    assert upshift.evaluate(run, seed=1) == upshift.evaluate(run, seed=1) != upshift.evaluate(run, seed=2)
+    assert torch.equal(before, torch.get_rng_state())
 
 
 def test_a_run_from_before_names_were_kept_is_still_read_by_position(run, tmp_path) -> None:

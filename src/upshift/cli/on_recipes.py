@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -22,14 +22,15 @@ from upshift.cli.options import (
     SetOption,
     SkipBadOption,
     TargetOption,
+    UnusedSeedOption,
     VariantOption,
 )
-from upshift.cli.verb import Show, answer, field_overrides, print_lines
+from upshift.cli.verb import Show, after, answer, field_overrides, print_lines
 from upshift.terminal import Terminal
 from upshift.workflows.defaults import MAX_DROP
 
 
-def run(
+def _training(
     recipe: RecipeArgument,
     variant: VariantOption = None,
     set_: SetOption = None,
@@ -41,6 +42,25 @@ def run(
     data_dir: DataDirOption = None,
     skip_bad: SkipBadOption = False,
     allow: AllowOption = None,
+) -> dict[str, Any]:
+    """The options of the verbs that train, as the arguments of their workflows."""
+    return {
+        "recipe": recipe,
+        "variant": variant,
+        "overrides": field_overrides(set_, target),
+        "plan": plan,
+        "seed": seed,
+        "out": out,
+        "resume": resume,
+        "data_dir": data_dir,
+        "skip_bad": skip_bad,
+        "allow": allow or [],
+    }
+
+
+@after(_training)
+def run(
+    training: dict[str, Any],
     max_drop: MaxDropOption = MAX_DROP,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
@@ -51,16 +71,7 @@ def run(
 
     terminal = Terminal(quiet=quiet)
     completed = run_workflow(
-        recipe,
-        variant=variant,
-        overrides=field_overrides(set_, target),
-        plan=plan,
-        seed=seed,
-        out=out,
-        resume=resume,
-        data_dir=data_dir,
-        skip_bad=skip_bad,
-        allow=allow or [],
+        **training,
         max_drop=max_drop,
         observers=(terminal,),
         on_data_progress=terminal.on_data,
@@ -73,7 +84,7 @@ def run(
     )
 
 
-def recipes(as_json: JsonOption = False) -> Show:
+def recipes(seed: UnusedSeedOption = 0, as_json: JsonOption = False, quiet: QuietOption = False) -> Show:
     """List the built-in recipes."""
     from upshift.workflows.recipes import recipes as recipes_workflow
 
@@ -88,40 +99,14 @@ def recipes(as_json: JsonOption = False) -> Show:
     return answer(listed, as_json, table)
 
 
-def train(
-    recipe: RecipeArgument,
-    variant: VariantOption = None,
-    set_: SetOption = None,
-    target: TargetOption = None,
-    plan: PlanOption = "auto",
-    seed: SeedOption = 0,
-    out: OutOption = None,
-    resume: ResumeOption = False,
-    data_dir: DataDirOption = None,
-    skip_bad: SkipBadOption = False,
-    allow: AllowOption = None,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
-) -> Show:
+@after(_training)
+def train(training: dict[str, Any], as_json: JsonOption = False, quiet: QuietOption = False) -> Show:
     """Train a recipe's model and evaluate it on the test split."""
     from upshift.workflows.report import summary_lines
     from upshift.workflows.train import train as train_workflow
 
     terminal = Terminal(quiet=quiet)
-    trained = train_workflow(
-        recipe,
-        variant=variant,
-        overrides=field_overrides(set_, target),
-        plan=plan,
-        seed=seed,
-        out=out,
-        resume=resume,
-        data_dir=data_dir,
-        skip_bad=skip_bad,
-        allow=allow or [],
-        observers=(terminal,),
-        on_data_progress=terminal.on_data,
-    )
+    trained = train_workflow(**training, observers=(terminal,), on_data_progress=terminal.on_data)
     return answer(trained.result, as_json, lambda: print_lines(summary_lines(trained.result, width=stdout.width())))
 
 

@@ -14,11 +14,13 @@ from upshift.cli.options import (
     JsonOption,
     MaxDropOption,
     ModelArgument,
+    ModelSeedOption,
     QuietOption,
     RunArgument,
     SeedOption,
     SkipBadOption,
     TrustOption,
+    UnusedSeedOption,
 )
 from upshift.cli.verb import Show, answer, print_lines
 from upshift.terminal import Terminal
@@ -32,6 +34,7 @@ def evaluate(
     data_dir: DataDirOption = None,
     skip_bad: SkipBadOption = False,
     trust_code: TrustOption = False,
+    seed: ModelSeedOption = 0,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> Show:
@@ -46,6 +49,7 @@ def evaluate(
         data_dir=data_dir,
         skip_bad=skip_bad,
         trust_code=trust_code,
+        seed=seed,
         on_data_progress=Terminal(quiet=quiet).on_data,
     )
 
@@ -60,6 +64,7 @@ def predict(
     top: Annotated[int, typer.Option(help="How many classes to name.")] = 3,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV: input,rank,label,probability.")] = False,
     trust_code: TrustOption = False,
+    seed: ModelSeedOption = 0,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> Show:
@@ -68,7 +73,7 @@ def predict(
     from upshift.workflows.report import prediction_line
 
     terminal = Terminal(quiet=quiet)
-    predictions = predict_workflow(path, files, top_k=top, trust_code=trust_code, on_note=terminal.on_note)
+    predictions = predict_workflow(path, files, top_k=top, trust_code=trust_code, seed=seed, on_note=terminal.on_note)
 
     def rows() -> None:
         import csv
@@ -127,7 +132,9 @@ def optimize(
 def report(
     path: RunArgument,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="The page [default: RUN/report.html].")] = None,
+    seed: UnusedSeedOption = 0,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> Show:
     """Write the report of a run: one self-contained HTML page."""
     from upshift.workflows.report import report as report_workflow

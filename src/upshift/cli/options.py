@@ -31,6 +31,8 @@ PlanOption = Annotated[
     ),
 ]
 SeedOption = Annotated[int, typer.Option(help="Of weights, order, augmentation and dropout.")]
+ModelSeedOption = Annotated[int, typer.Option("--seed", help="Of what the model itself draws.")]
+UnusedSeedOption = Annotated[int, typer.Option("--seed", help="As every command takes it; nothing is drawn here.")]
 OutOption = Annotated[Path | None, typer.Option(metavar="DIR", help="The run folder [default: runs/RECIPE-TIME].")]
 ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")]
 DataDirOption = Annotated[

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,19 @@ Show = Callable[[], None]
 class Verb(TyperCommand):
     """A command whose function works, with nothing on stdout, and returns how to print what it came to."""
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        self._refuse_empty(ctx, list(args))
+        return super().parse_args(ctx, args)
+
+    def _refuse_empty(self, ctx: Any, args: list[str]) -> None:
+        """An empty path would be the current folder, which nobody means by a variable that is not set."""
+        given, _, _ = self.make_parser(ctx).parse_args(args=args)
+        for parameter in self.params:
+            values = given.get(parameter.name)
+            if "" in (values if isinstance(values, list | tuple) else [values]):
+                name = parameter.opts[0] if parameter.opts[0].startswith("-") else parameter.metavar
+                raise BadInputError(f"{name} must not be empty", received="''", hint="name it, or leave it out")
+
     def invoke(self, ctx: Any) -> None:
         try:
             with stdout.kept_for_data():
@@ -24,6 +38,25 @@ class Verb(TyperCommand):
         except KeyboardInterrupt:  # typer would end without a word
             raise Interrupted("interrupted") from None
         show()
+
+
+def after(shared: Callable[..., Any]) -> Callable[[Callable[..., Show]], Callable[..., Show]]:
+    """A decorator: the command takes the options of `shared` too, and what it returns as its first argument."""
+
+    def decorate(command: Callable[..., Show]) -> Callable[..., Show]:
+        first = list(inspect.signature(shared, eval_str=True).parameters.values())
+        own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
+
+        def combined(**given: Any) -> Show:
+            arguments = shared(**{parameter.name: given.pop(parameter.name) for parameter in first})
+            return command(arguments, **given)
+
+        combined.__name__, combined.__doc__ = command.__name__, command.__doc__
+        combined.__annotations__ = {parameter.name: parameter.annotation for parameter in (*first, *own)}
+        combined.__signature__ = inspect.Signature([*first, *own])  # type: ignore[attr-defined]
+        return combined
+
+    return decorate
 
 
 def answer(value: Any, as_json: bool, show: Show) -> Show:

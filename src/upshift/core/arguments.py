@@ -27,8 +27,8 @@ def checked_arguments(examples: Mapping[str, str]) -> Callable[[Callable[P, R]],
         examples: What to write for an argument, by its name; for the hint of the error.
 
     Returns:
-        The decorator. What it makes raises `ConfigError` for an argument of another type, and for a path with a
-        null character.
+        The decorator. What it makes raises `ConfigError` for an argument of another type, and for an empty text (as
+        a path it would be the current folder) or one with a null character.
     """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
@@ -49,6 +49,9 @@ def checked_arguments(examples: Mapping[str, str]) -> Callable[[Callable[P, R]],
 def _check(name: str, value: Any, hint: Any, example: str) -> None:
     if isinstance(value, str) and "\0" in value:
         raise ConfigError(f"{name} must be without null characters", received=repr(value), hint="remove them")
+    if isinstance(value, str) and not value:
+        instead = f"for example {example}" if example else "leave it out"
+        raise ConfigError(f"{name} must not be empty", received="''", hint=instead)
     if _fits(value, hint):
         return
     if isinstance(value, str) and any(typing.get_origin(option) is Sequence for option in _options(hint)):

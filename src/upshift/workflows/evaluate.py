@@ -21,9 +21,10 @@ from upshift.data.prepare import prepare
 from upshift.data.torch_datasets import RowView
 from upshift.errors import ArtifactError, DataError, UnknownNameError
 from upshift.training.metrics import Evaluation, evaluate_logits, without_loss
+from upshift.training.rng import check_seed
 from upshift.workflows.arguments import verb
 from upshift.workflows.datasets import Data, dataset_from_handed_over
-from upshift.workflows.model import OpenedModel, open_model
+from upshift.workflows.model import OpenedModel, open_model, seeded
 
 MAX_MISTAKES = 24
 EVALUATION_VERSION = 1
@@ -39,6 +40,7 @@ def evaluate(
     data_dir: str | Path | None = None,
     skip_bad: bool = False,
     trust_code: bool = False,
+    seed: int = 0,
     on_data_progress: Callable[[str, int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Evaluate a run or an artifact.
@@ -51,6 +53,7 @@ def evaluate(
         data_dir: Where named datasets are looked for.
         skip_bad: Leave bad rows out.
         trust_code: Import code that the run or the artifact names, though you have not trained with it here.
+        seed: Of what the model itself draws, as one that samples does.
         on_data_progress: Called with (description, done, total) while data are packed.
 
     Returns:
@@ -60,7 +63,9 @@ def evaluate(
         ArtifactError: No such run or artifact, or it was altered.
         DataError: The data are missing or do not fit the model.
     """
-    model = open_model(path, trust_code=trust_code)
+    check_seed(seed)
+    with seeded(seed):
+        model = open_model(path, trust_code=trust_code)
     dataset = _dataset(model, source, data, split, data_dir, skip_bad, on_data_progress)
     own = model.data if source is None and data is None else None
     if own is not None and dataset.info.fingerprint != own.fingerprint:
@@ -74,7 +79,9 @@ def evaluate(
     info = dataset.info
     require_classes(info.label_names, model.labels)
     labels = torch.from_numpy(np.array(dataset.splits[split].labels))
-    evaluation = evaluate_logits(model.logits(dataset.splits[split].inputs), labels, info.label_names)
+    with seeded(seed):
+        logits = model.logits(dataset.splits[split].inputs)
+    evaluation = evaluate_logits(logits, labels, info.label_names)
     if model.run is not None and _has_own_loss(RunFolder(Path(path))):
         evaluation = without_loss(evaluation)
     return evaluation_record(evaluation, labels, info, dataset.splits[split].inputs, split=split)

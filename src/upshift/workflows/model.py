@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -218,6 +219,14 @@ class OpenedModel:
             return torch.from_numpy(self.artifact.predict_stored(stretch, BATCH_SIZE))
         assert self.module is not None
         return self.module(self.preprocessing.apply(stretch)).float()  # type: ignore[no-any-return]
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """What a model draws while it is made or used follows from this seed; the program's generator stays as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
 
 
 def open_model(path: str | Path, *, trust_code: bool = False) -> OpenedModel:

@@ -9,8 +9,9 @@ from typing import Any
 
 from upshift.data.decode import DecodedInputs, OnNote, read_inputs, read_lines
 from upshift.errors import ConfigError
+from upshift.training.rng import check_seed
 from upshift.workflows.arguments import verb
-from upshift.workflows.model import OpenedModel, open_model
+from upshift.workflows.model import OpenedModel, open_model, seeded
 
 STDIN = "-"
 
@@ -22,6 +23,7 @@ def predict(
     *,
     top_k: int = 3,
     trust_code: bool = False,
+    seed: int = 0,
     on_note: Callable[[str], None] | None = None,
 ) -> list[dict[str, Any]]:
     """Classify files.
@@ -32,6 +34,7 @@ def predict(
             or lines of text from standard input.
         top_k: How many classes to name for each input.
         trust_code: Import code that the run or the artifact names, though you have not trained with it here.
+        seed: Of what the model itself draws, as one that samples does.
         on_note: Called with what the user should know, as that an image was resized or converted.
 
     Returns:
@@ -43,11 +46,13 @@ def predict(
     """
     if top_k < 1:
         raise ConfigError("top_k must be at least 1", received=top_k, hint="leave it out for 3")
-    model = open_model(path, trust_code=trust_code)
+    check_seed(seed)
     predictions = []
-    for file in [files] if isinstance(files, str | Path) else files:
-        for decoded in _read(str(file), model, on_note or (lambda note: None)):
-            predictions += _classify(model, decoded, top_k)
+    with seeded(seed):
+        model = open_model(path, trust_code=trust_code)
+        for file in [files] if isinstance(files, str | Path) else files:
+            for decoded in _read(str(file), model, on_note or (lambda note: None)):
+                predictions += _classify(model, decoded, top_k)
     return predictions
 
 
