@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from upshift.core.timing import TimingResult
+from upshift.core.stats import Interval
+from upshift.core.timing import TimingResult, speedup
 from upshift.data.config import AugmentConfig
 from upshift.data.dataset import DataInfo, Split
 from upshift.data.loaders import make_loader
@@ -21,6 +22,7 @@ from upshift.inference.accuracy import confidences, decide
 from upshift.inference.backend import BackendInfo, backend_info, backends
 from upshift.inference.parity import ROUND_OFF, Parity, compare
 from upshift.inference.preprocess import Preprocessing
+from upshift.inference.result import CandidateResult
 from upshift.inference.selection import ranked
 from upshift.inference.structure import FlatOutputs, builder, flatten, leaf_paths
 
@@ -393,6 +395,17 @@ def test_nothing_is_chosen_among_equals_of_eager():
         for seed in range(200)
     )
     assert winners <= 10 + 3 * np.sqrt(200 * 0.05 * 0.95)
+
+
+def test_a_candidate_whose_rounds_disagree_tells_their_range_in_place_of_a_factor():
+    steady, unsteady = CandidateResult("openvino"), CandidateResult("openvino")
+    steady.add_timing(TimingResult([[0.1]] * 30), Interval(4.0, 3.9, 4.1), TimingResult([[0.4]] * 30))
+    assert steady.speed() == "4.00× the speed of eager" and "unsteady_range" not in steady.to_json()
+    eager = TimingResult([[0.25]] * 10 + [[400.0]] * 20)
+    quick = TimingResult([[0.031]] * 30)
+    unsteady.add_timing(quick, speedup(eager, quick), eager)
+    assert unsteady.speed() == "timing is unsteady: 8.1–13,000× the speed of eager in single rounds"
+    assert unsteady.to_json()["unsteady_range"] == pytest.approx([0.25 / 0.031, 400 / 0.031])
 
 
 # --- the registry -----------------------------------------------------------------------------------------------

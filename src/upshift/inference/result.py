@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from upshift.core.stats import Interval
 from upshift.core.timing import TimingResult, unsteady_range
-from upshift.core.units import factor_range
+from upshift.core.units import factor, factor_range
 from upshift.inference.accuracy import Decision
 from upshift.inference.parity import Parity
 
@@ -82,10 +82,11 @@ class CandidateResult:
         self.speedup, self.speedup_interval = speedup.estimate, (speedup.low, speedup.high)
         self.unsteady_range = unsteady_range(eager, timing, speedup)
 
-    def tell_unsteady(self) -> None:
-        """Add to the reason that its rounds disagree, where they do."""
-        if self.unsteady_range is not None and self.verdict != "failed":
-            self.reason += f"; its timing is unsteady: single rounds gave {factor_range(*self.unsteady_range)}"
+    def speed(self) -> str:
+        """How fast it is, in words, once it was timed: a factor, or where its rounds disagree their range."""
+        if self.unsteady_range is not None:
+            return f"timing is unsteady: {factor_range(*self.unsteady_range)} the speed of eager in single rounds"
+        return f"{factor(self.speedup or 1.0, self.speedup_interval)} the speed of eager"
 
     def to_json(self) -> dict[str, Any]:
         """Its fields that are known."""

@@ -21,7 +21,7 @@ from upshift.core.records import JsonlWriter
 from upshift.core.scratch import scratch_folder
 from upshift.core.stats import Interval
 from upshift.core.timing import TimingConfig, TimingResult, measure_interleaved, speedup
-from upshift.core.units import factor, factor_range, percent, plain
+from upshift.core.units import factor_range, percent, plain
 from upshift.errors import BackendError, BadInputError
 from upshift.inference.backend import BackendInfo, backend_info, backends
 from upshift.inference.candidate import Candidate, Task
@@ -288,9 +288,9 @@ class _Search:
             if result.verdict == "accepted" and name not in (EAGER, chosen) and result.speedup is not None:
                 gains = result.speedup_interval is not None and result.speedup_interval[0] > 1.0
                 why = timings[name].eliminated or (f"not faster than {chosen}" if gains else "no proven gain")
-                speed = factor(result.speedup, result.speedup_interval)
-                result.reason = f"verified, {why} ({speed} the speed of eager); {result.reason}"
-            result.tell_unsteady()
+                result.reason = f"verified, {why} ({result.speed()}); {result.reason}"
+            elif result.verdict == "refused" and result.unsteady_range is not None:
+                result.reason += f"; {result.speed()}"
         if any(result.unsteady_range is not None for result in self.results.values()):
             self.notes.insert(0, UNSTEADY_NOTE)
 
@@ -345,10 +345,9 @@ class _Search:
         if name not in timings:
             return result.reason
         gain = speedup(timings[EAGER], timings[name])
-        speed = factor(gain.estimate, (gain.low, gain.high))
         if gain.low <= 1.0:
-            return f"no proven gain ({speed}, interval {factor_range(gain.low, gain.high)})"
-        result.reason = f"the fastest proven ({speed} the speed of eager); {result.reason}"
+            return f"no proven gain ({result.speed()}, interval {factor_range(gain.low, gain.high)})"
+        result.reason = f"the fastest proven ({result.speed()}); {result.reason}"
         return None
 
     def _fall_back(self) -> tuple[str, Path]:

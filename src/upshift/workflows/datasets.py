@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from upshift.core.environment import memory_bytes
-from upshift.core.units import size as shown_bytes
 from upshift.core.files import cache_folder
+from upshift.core.units import size as shown_bytes
 from upshift.data.augment import augments
 from upshift.data.dataset import PackedDataset
 from upshift.data.find import lasting_name
@@ -79,6 +79,13 @@ def load_data(
     return dataset_from_handed_over(data)
 
 
+def with_lasting_source(recipe: Recipe, data_dir: str | Path | None) -> Recipe:
+    """A recipe whose source is found from any folder: a path is written in full."""
+    folder = Path(data_dir) if data_dir else None
+    source = lasting_name(recipe.data.source, data_dir=folder, cache_dir=cache_folder())
+    return replace(recipe, data=replace(recipe.data, source=source))
+
+
 def _check_image_sizes(recipe: Recipe) -> None:
     """Refuse an image size of which one batch does not go into memory, before an image is decoded to it."""
     sizes = {"data.image_size": recipe.data.image_size}
@@ -94,13 +101,6 @@ def _check_image_sizes(recipe: Recipe) -> None:
                 received=f"{size[0]},{size[1]}: at least {shown_bytes(needed)} for the images alone",
                 hint=f"for example {name}=224,224",
             )
-
-
-def with_lasting_source(recipe: Recipe, data_dir: str | Path | None) -> Recipe:
-    """A recipe whose source is found from any folder: a path is written in full."""
-    folder = Path(data_dir) if data_dir else None
-    source = lasting_name(recipe.data.source, data_dir=folder, cache_dir=cache_folder())
-    return replace(recipe, data=replace(recipe.data, source=source))
 
 
 def dataset_from_handed_over(data: Mapping[str, Any]) -> TorchDataset:
