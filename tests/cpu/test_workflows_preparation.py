@@ -99,3 +99,17 @@ def test_what_a_module_cannot_import_is_told_of_that_module(tmp_path: Path, monk
     monkeypatch.syspath_prepend(str(tmp_path))
     text = refused(tmp_path, recipe="needs_another:RECIPE")
     assert "needs_another must import without an error" in text and "no_such_module" in text
+
+
+@pytest.mark.parametrize(
+    ("overrides", "text"),
+    [
+        (["optimizer.name=adam", "optimizer.momentum=0.9"], "optimizer.momentum must be one that adam takes"),
+        (["optimizer.name=sgd", "optimizer.betas=0.8,0.9"], "optimizer.betas must be one that sgd takes"),
+        (["optimizer.adamw_lr=0.1"], "optimizer.adamw_lr must be one that adamw takes"),
+        (["schedule.name=constant", "schedule.final_fraction=0.1"], "schedule.final_fraction needs a schedule"),
+        (["data.max_text_bytes=64"], "data.max_text_bytes needs texts"),
+    ],
+)
+def test_a_field_that_would_change_nothing_is_refused(overrides: list[str], text: str, tmp_path: Path) -> None:
+    assert text in refused(tmp_path, *overrides)

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from upshift.data.config import DataConfig
+from upshift.data.dataset import DataInfo
 from upshift.errors import ConfigError, PlanError, UnknownNameError
 from upshift.recipes.overrides import with_overrides
 from upshift.recipes.recipe import Recipe
@@ -110,6 +112,7 @@ def prepare_training(
     _check_target(resolved)
     device = apply_machine_settings(plan)
     dataset = load_data(resolved, data, data_dir=data_dir, seed=seed, on_progress=on_data_progress)
+    _refuse_without_effect(resolved, dataset.info)
     if data is None:
         resolved = with_lasting_source(resolved, data_dir)
     record = RunRecord(
@@ -135,6 +138,23 @@ def prepare_training(
     _check_single_samples(model, loaders, resolved, plan)
     check_optimizer(model, resolved.optimizer)
     return Prepared(record=record, dataset=dataset, model=model, loaders=loaders, plan=plan, device=device, seed=seed)
+
+
+def _refuse_without_effect(recipe: Recipe, info: DataInfo) -> None:
+    """Refuse fields that were set and would change nothing."""
+    if recipe.schedule.name == "constant" and recipe.schedule.final_fraction:
+        raise ConfigError(
+            "schedule.final_fraction needs a schedule that falls to have an effect",
+            received=recipe.schedule.final_fraction,
+            hint="leave it out, or --set schedule.name=cosine",
+        )
+    usual = DataConfig().max_text_bytes
+    if info.kind != "text" and recipe.data.max_text_bytes != usual:
+        raise ConfigError(
+            "data.max_text_bytes needs texts to have an effect",
+            received=f"{recipe.data.max_text_bytes} for {info.kind} data",
+            hint=f"leave it out, or --set data.max_text_bytes={usual}",
+        )
 
 
 def apply_machine_settings(plan: Plan) -> torch.device:
