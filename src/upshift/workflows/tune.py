@@ -18,6 +18,7 @@ from upshift.core.records import RunFolder
 from upshift.core.reference import refuse_while_importing
 from upshift.errors import ConfigError, Interrupted, StorageError, TrainingInterrupted
 from upshift.recipes.recipe import Recipe
+from upshift.training.config import MAX_EPOCHS
 from upshift.training.rng import seed_everything
 from upshift.tuning.batch_size import checked_allowed
 from upshift.tuning.config import TunerConfig
@@ -31,8 +32,6 @@ from upshift.workflows.algorithm import with_allowed
 from upshift.workflows.arguments import verb
 from upshift.workflows.live_tuning import LiveTuning, fast_dtypes, start_tuning
 from upshift.workflows.preparation import Prepared, prepare_training, torch_settings_put_back
-
-MAX_STEPS = 10_000_000
 
 
 @dataclass(frozen=True)
@@ -189,9 +188,9 @@ def _make_steps(prepared: Prepared, tuning: LiveTuning) -> str | None:
     """Train until the tuner is done; gives the signal that stopped it, if one did."""
     endless = replace(
         prepared.recipe,
-        epochs=MAX_STEPS,
+        epochs=MAX_EPOCHS,
         max_steps=None,
-        evaluate_every=MAX_STEPS,
+        evaluate_every=MAX_EPOCHS,
         patience=None,
         target={},
         stages=(),
