@@ -38,6 +38,25 @@ def test_a_run_shows_its_step_beside_its_plan() -> None:
     assert step_fact({"tuning": None}) is None and step_fact({"tuning": {"split": None}}) is None
 
 
+@pytest.mark.parametrize(
+    ("saved", "told"),
+    [(0.0, "nothing was saved"), (55.3, "steps of trials that were faster saved about 55 s meanwhile")],
+)
+def test_what_tuning_cost_is_told_though_nothing_was_adopted(saved: float, told: str) -> None:
+    refused = {"name": "compiled", "tier": "A", "verdict": "refused", "seconds": 79.2}
+    tuning = {"seconds": 79.2, "saved_seconds": saved, "net_seconds": saved - 79.2, "first_step_seconds": 0.5}
+    fact = tuning_fact({"tuning": tuning, "plan": {"trials": [refused]}})
+    assert fact is not None and fact[:2] == ("plan", "plain")
+    said = plain(fact[2])
+    assert said.startswith("1 candidate tried, none proven faster. 1 min 19 s went into checks")
+    assert told in said and not said.endswith(".")
+
+
+def test_tuning_that_cost_nothing_is_not_said_to_have_cost() -> None:
+    fact = tuning_fact({"tuning": {"seconds": 0.001, "saved_seconds": 0.0, "net_seconds": -0.001}, "plan": {}})
+    assert fact == ("plan", "plain", "nothing else was tried")
+
+
 def test_a_changed_algorithm_is_reported_as_what_it_is() -> None:
     changed = changed_algorithm(TrainingConfig(batch_size=64), {64: 1000.0, 128: 1900.0, 256: 1950.0}, 1.0)
     fact = algorithm_fact({"algorithm": changed.to_json()})

@@ -34,7 +34,8 @@ def explanation(error: Exception, group: Any, words: Sequence[str]) -> str:
     text: str = error.format_message() if hasattr(error, "format_message") else str(error)
     names, verb = _verb_of(group, words)
     command = " ".join(["upshift", *names])
-    option, parameter = getattr(error, "option_name", ""), getattr(error, "param", None)
+    option: str = getattr(error, "option_name", "")
+    parameter: Any = getattr(error, "param", None)
     see_help = f"{command} --help lists what there is"
     if text.startswith("No such option"):
         if hasattr(verb, "commands"):
@@ -52,7 +53,7 @@ def explanation(error: Exception, group: Any, words: Sequence[str]) -> str:
     if text.startswith("Missing"):
         missing = parameter.opts[0] if parameter.param_type_name == "option" else parameter.metavar or parameter.name
         example = _EXAMPLES.get((parameter.metavar or "").removesuffix("..."), "picture.png")
-        written = example if missing == parameter.metavar else f"{missing} {example}"
+        written = example if parameter.param_type_name != "option" else f"{missing} {example}"
         rule = f"{command} must be given {missing}"
         return f"{rule}; received none; hint: for example {command} {written}, or see {command} --help"
     if "requires an argument" in text:
@@ -62,8 +63,8 @@ def explanation(error: Exception, group: Any, words: Sequence[str]) -> str:
         return f"{command} must be given nothing beyond its arguments; received {extra}; hint: {see_help}"
     number = next((kind for name, kind in _NUMBERS.items() if name in text), None)
     if number is not None and parameter is not None:
-        name, example = parameter.opts[0], 1 if parameter.default is None else parameter.default
-        return f"{name} must be {number}; received {_value_of(name, words)!r}; hint: for example {name} {example}"
+        name, usual = parameter.opts[0], 1 if parameter.default is None else parameter.default
+        return f"{name} must be {number}; received {_value_of(name, words)!r}; hint: for example {name} {usual}"
     return f"a command line must be one that {command} takes; received {text.rstrip('.;')}; hint: {see_help}"
 
 

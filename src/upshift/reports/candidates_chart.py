@@ -16,6 +16,8 @@ WIDTH, GUTTER, GAP, MARGIN = 400, 122, 22, 8
 ROW, TOP, BOTTOM = 38, 18, 40
 LONGEST_NAME = 17
 DASHED = (0, (4, 3))
+LONGEST_REACH = 1.6
+"""Of an interval beyond the fastest candidate, as a multiple of its speedup: a longer one would squash all others."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,20 @@ def candidates_chart(candidates: Sequence[Candidate], max_drop: float | None) ->
     return draw("candidates", WIDTH, height, paint, description=description, texts=texts)
 
 
+def reach_beyond(candidates: Sequence[Candidate]) -> bool:
+    """Whether the interval of a speedup goes on beyond the right edge of its scale."""
+    shown = [candidate for candidate in candidates if candidate.speedup is not None]
+    right = _right_edge(shown) if shown else 0.0
+    return any(candidate.speedup_interval and candidate.speedup_interval[1] > right for candidate in shown)
+
+
+def _right_edge(shown: Sequence[Candidate]) -> float:
+    """Of the scale of speedups: all of them and their intervals, but those that reach far beyond the fastest."""
+    fastest = max(candidate.speedup or 1.0 for candidate in shown)
+    highest = max(high for c in shown for high in (c.speedup or 1.0, *(c.speedup_interval or ())))
+    return float(max(1.25, min(highest * 1.08, fastest * LONGEST_REACH)))
+
+
 def shortened(name: str, longest: int) -> str:
     """A name that takes at most so many columns, wide characters counted as two."""
     widths = [2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in name]
@@ -99,12 +115,14 @@ def _panel(figure: Any, shown: Sequence[Candidate], left: float, width: float, h
 
 def _speedups(axes: Any, shown: Sequence[Candidate]) -> None:
     axes.axvline(1, color=MUTED, linewidth=1, linestyle=DASHED)
+    right = _right_edge(shown)
     for row, candidate in enumerate(shown):
         speedup = candidate.speedup or 1.0
         low, high = candidate.speedup_interval or (speedup, speedup)
-        _mark(axes, row, speedup, (low, high), _look(candidate))
-    right = max(high for c in shown for high in (c.speedup or 1, *(c.speedup_interval or ())))
-    axes.set(xlim=(0, max(1.25, right * 1.08)), xlabel="speedup, ×")
+        _mark(axes, row, speedup, (min(low, right), min(high, right)), _look(candidate))
+        if high > right:
+            axes.plot([right], [row], ">", color=_look(candidate).colour, markersize=6.5, clip_on=False)
+    axes.set(xlim=(0, right), xlabel="speedup, ×")
     axes.locator_params(axis="x", nbins=5)
 
 
@@ -130,7 +148,10 @@ def _drops(axes: Any, shown: Sequence[Candidate], max_drop: float | None) -> Non
 def _mark(axes: Any, row: int, value: float, span: tuple[float, float], look: Look, *, faint: bool = False) -> None:
     alpha = 0.3 if faint else 1.0
     axes.plot(span, [row, row], color=look.colour, linewidth=2, alpha=alpha)
-    axes.plot([value], [row], look.marker, color=look.colour, markersize=look.size, markerfacecolor=look.face)
+    # Not cut where it stands at the end of a scale, as that of a speedup near 0 does.
+    axes.plot(
+        [value], [row], look.marker, color=look.colour, markersize=look.size, markerfacecolor=look.face, clip_on=False
+    )
 
 
 def _look(candidate: Candidate) -> Look:

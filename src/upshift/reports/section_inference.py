@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from upshift.core import units
 from upshift.reports.candidates import Candidate, Optimization, backend_title, read_optimization
-from upshift.reports.candidates_chart import candidates_chart
+from upshift.reports.candidates_chart import candidates_chart, reach_beyond
 from upshift.reports.fields import amount, count, record, sequence, text
 from upshift.reports.headline import accuracy_change
 from upshift.reports.html import Child, Html, escape, label, scrolling_table, separated, tag
@@ -72,6 +72,8 @@ def _chart_caption(found: Optimization) -> str:
         "Speed and accuracy of every candidate that ran.",
         f"Left: speedup over eager PyTorch, with its {units.CONFIDENCE} interval.",
     ]
+    if reach_beyond(found.candidates):
+        said.append("An arrow at the right edge says that the interval goes on beyond it, as the table tells.")
     if any(candidate.drop is not None for candidate in found.candidates):
         said.append(
             "Right: the accuracy drop that was measured, and a line to the bound below which it is proven to lie."
@@ -157,13 +159,14 @@ def _cost_table(candidates: Sequence[Candidate]) -> Html | None:
     rows = []
     for candidate in measured:
         cells = []
-        for key, _, written in used:
+        for key, title, written in used:
             value = amount(candidate.record, key)
-            cells.append(tag("td", units.MISSING if value is None else written(value)))
+            shown = units.MISSING if value is None else written(value)
+            cells.append(tag("td", shown, class_="number", data_label=title))
         rows.append(tag("tr", tag("th", label(candidate.title), scope="row"), cells))
     head = tag("tr", [tag("th", name, scope="col") for name in ("Candidate", *(title for _, title, _ in used))])
     caption = "What each costs before its first answer, and how its outputs compare with eager PyTorch"
-    return scrolling_table(caption, head, rows, name="Costs and fidelity", class_="numbers")
+    return scrolling_table(caption, head, rows, name="Costs and fidelity", class_="numbers candidates figures")
 
 
 def _use(found: Optimization, run: RunRecords) -> list[Child]:

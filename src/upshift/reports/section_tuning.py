@@ -8,7 +8,7 @@ from upshift.core import units
 from upshift.reports.fields import Record, amount, number, record, records, sequence, text
 from upshift.reports.html import Child, Html, label, scrolling_table, tag
 from upshift.reports.records import RunRecords
-from upshift.reports.tuned import adopted_names, algorithm_sentence, split_sentence, why_plain
+from upshift.reports.tuned import adopted_names, algorithm_sentence, spent_sentence, split_sentence, why_plain
 
 LOOKS = {"adopted": "chosen", "refused": "refused", "failed": "failed", "demoted": "failed"}
 SIGNS = {"adopted": "✓", "refused": "–", "failed": "✗", "demoted": "✗", "not tried": "·"}
@@ -35,7 +35,7 @@ def _outcome(account: Record, trials: Sequence[Record]) -> list[Child]:
     adopted = adopted_names(trials)
     seconds, saved, net = (number(account, name) for name in ("seconds", "saved_seconds", "net_seconds"))
     if not adopted:
-        return [f"The steps were made by the plain plan: {why_plain(account, trials)}."]
+        return [f"The steps were made by the plain plan: {why_plain(account, trials)}.{spent_sentence(account)}"]
     parts: list[Child] = [tag("strong", label(", ".join(adopted)))]
     parts.append(" made the steps faster, found while training: every step that timed a candidate was a training step.")
     if seconds is not None and saved is not None and net is not None:
@@ -66,7 +66,7 @@ def _where_time_goes(account: Record) -> str:
     if first is None:
         return ""
     milliseconds = f"{units.milliseconds(first * 1e3)}{units.SPACE}ms"
-    said = f"A step took {milliseconds} by the plain plan"
+    said = f"At the beginning a step took {milliseconds} by the plain plan"
     if waits is not None:
         said += f", and {units.milliseconds(waits * 1e3)}{units.SPACE}ms of waiting for its batch"
     if last is not None and last < first:

@@ -11,6 +11,8 @@ from upshift.reports.lines import EMPTY, Line, columns, wrapped
 from upshift.reports.profile_facts import parts_of
 
 FIRST_AGAIN = "the first plan again"
+LEAST_SECONDS = 0.05
+"""That are worth telling."""
 STYLES = {"adopted": "bold green", "refused": "", "failed": "yellow", "demoted": "yellow", "not tried": "dim"}
 
 
@@ -59,7 +61,7 @@ def tuning_fact(result: Record) -> tuple[str, str, str] | None:
     trials = records(record(result, "plan"), "trials")
     adopted = adopted_names(trials)
     if not adopted:
-        return "plan", "plain", why_plain(tuning, trials)
+        return "plan", "plain", f"{why_plain(tuning, trials)}.{spent_sentence(tuning)}".removesuffix(".")
     saved = f"{units.duration(seconds)} spent on tuning, about {units.duration(net + seconds)} saved"
     return "plan", "tuned", f"{', '.join(adopted)}: {saved}"
 
@@ -141,6 +143,17 @@ def why_plain(tuning: Record, trials: Sequence[Record]) -> str:
     if trials:
         return "nothing else could have paid for itself"
     return "nothing else was tried"
+
+
+def spent_sentence(tuning: Record) -> str:
+    """What tuning cost where nothing came of it, and what steps of trials saved all the same; "" where it was free."""
+    seconds, saved = amount(tuning, "seconds"), amount(tuning, "saved_seconds")
+    if seconds is None or seconds < LEAST_SECONDS:
+        return ""
+    said = f" {units.duration(seconds)} went into checks, switches and slower steps"
+    if saved is not None and saved >= LEAST_SECONDS:
+        return f"{said}; steps of trials that were faster saved about {units.duration(saved)} meanwhile."
+    return f"{said}, and nothing was saved."
 
 
 def trial_lines(trials: Sequence[Record], *, width: int | None) -> list[Line]:
