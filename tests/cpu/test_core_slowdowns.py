@@ -55,7 +55,7 @@ def test_a_cool_machine_with_little_to_do_gives_no_warning(tmp_path: Path) -> No
         (f"{CPU}/cpufreq/bios_limit", "1900000", "held at 1.9 of 4.2 GHz"),
         (f"{CPU}/cpufreq/scaling_driver", "acpi-cpufreq", "held at 0.8 of 4.2 GHz"),
         ("proc/loadavg", "6.31 1.0 1.0 4/114 2274", "6.3 threads on average"),
-        ("sys/fs/cgroup/cpu.stat", "nr_periods 1000\nnr_throttled 400", "used up in 40% of its periods since"),
+        ("sys/fs/cgroup/cpu.stat", "nr_periods 1000\nnr_throttled 400", "used up in 40 % of its periods since"),
     ],
 )
 def test_each_slowdown_is_told_of_and_nothing_else_is(tmp_path: Path, name: str, value: str, says: str) -> None:
@@ -102,7 +102,7 @@ def test_counts_are_judged_by_what_was_added_while_measuring(tmp_path: Path) -> 
         },
     )
     heat, quota = slowdowns(root=root, since=before)
-    assert "because of heat (3 times" in heat and "50% of its periods while this was measured" in quota
+    assert "because of heat (3 times" in heat and "50 % of its periods while this was measured" in quota
 
 
 def test_this_machine_answers_in_sentences() -> None:

@@ -158,10 +158,24 @@ def test_a_full_disk_is_said_and_leaves_nothing_half_made(tmp_path) -> None:
     assert [entry for entry in (tmp_path / "c" / "packed").iterdir() if entry.is_dir()] == []
 
 
-def test_a_cache_that_cannot_be_written_is_said(tmp_path, source) -> None:
+def test_a_cache_that_cannot_be_written_is_said(tmp_path, source, monkeypatch) -> None:
+    monkeypatch.setenv("UPSHIFT_CACHE_DIR", str(tmp_path / "file"))
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(StorageError, match="UPSHIFT_CACHE_DIR"):
         prepare(DataConfig(source=str(source)), cache_dir=tmp_path / "file")
+
+
+def test_packing_calls_the_data_as_the_user_does(tmp_path) -> None:
+    pictures = tmp_path / "my pictures é"
+    for split in ("train", "test"):
+        write_images(pictures, [png((8, 8, 3), i) for i in range(4)], [0, 1] * 2, split)
+    said = set()
+    prepare(
+        DataConfig(source=str(pictures)),
+        cache_dir=tmp_path / "cache",
+        on_progress=lambda description, done, total: said.add(description),
+    )
+    assert said == {"packing my pictures é"}
 
 
 def test_bad_rows_are_named_by_kind_and_counted(tmp_path) -> None:

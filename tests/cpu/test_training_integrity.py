@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -178,7 +179,11 @@ def test_a_model_with_more_outputs_than_classes_is_refused(tmp_path: Path) -> No
 def test_top_k_is_at_most_the_number_of_classes(tmp_path: Path) -> None:
     run(tmp_path / "run", "epochs=1")
     np.savez(tmp_path / "one.npz", inputs=np.zeros((1, 8, 8), dtype=np.uint8))
-    assert len(predict(tmp_path / "run", [tmp_path / "one.npz"], top_k=99)[0]["top"]) == 10
+    notes: list[str] = []
+    for top_k, told in ((99, ["the model knows 10 classes: no more are named, though 99 were asked for"]), (10, [])):
+        notes.clear()
+        answer = predict(tmp_path / "run", [tmp_path / "one.npz"], top_k=top_k, on_note=notes.append)
+        assert len(answer[0]["top"]) == 10 and notes == told
 
 
 @pytest.mark.parametrize("field", ["momentum=0.9", "betas=0.5,0.6", "eps=0.1"])
@@ -236,6 +241,18 @@ def test_a_resume_that_stretches_the_schedule_says_so(tmp_path: Path, schedule: 
     assert not any("schedule" in note for note in same["notes"])
     longer = run(tmp_path / "run", *options, "epochs=2", resume=True)
     assert any("over 46 steps from step 23 on, and was over 23" in note for note in longer["notes"]) == is_noted
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027])
+def test_every_file_of_a_run_can_be_read_by_those_whom_the_umask_lets(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        run(tmp_path / "run", "max_steps=4", "checkpoint_every_steps=2")
+    finally:
+        os.umask(before)
+    modes = {str(path): path.stat().st_mode & 0o777 for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    assert any(name.endswith("state.safetensors") for name in modes)
+    assert set(modes.values()) == {0o666 & ~umask}, modes
 
 
 def test_a_run_folder_has_one_writer(tmp_path: Path) -> None:

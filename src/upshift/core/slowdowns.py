@@ -132,8 +132,8 @@ def _used_up_quota(now: SlowdownCounts, since: SlowdownCounts | None) -> str | N
         return None
     when = "while this was measured" if since else "since its control group was made"
     return (
-        f"this process's quota of processor time was used up in {min(1.0, throttled / periods):.0%} of its periods "
-        f"{when}: it stood still for the rest of each"
+        f"this process's quota of processor time was used up in {min(1.0, throttled / periods) * 100:.0f} % of its "
+        f"periods {when}: it stood still for the rest of each"
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
 from upshift.data.config import DataConfig
@@ -126,7 +127,11 @@ def _hub_source(name: str, config: DataConfig, cache_dir: Path, on_progress: OnP
 
 
 def _local_source(path: Path, config: DataConfig, *, name: str) -> Source:
-    """What a path holds, told by its files."""
+    """What a path holds, told by its files; called as the user calls it."""
+    return replace(_source_of_files(path, config, name=name), title=name)
+
+
+def _source_of_files(path: Path, config: DataConfig, *, name: str) -> Source:
     description = name if str(path) == name else f"{name} ({path})"
     name = re.sub(r"[^\w.-]+", "_", name).strip(".") or "data"
     try:

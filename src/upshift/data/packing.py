@@ -118,7 +118,7 @@ class _Progress:
 
     def __init__(self, source: Source, on_progress: OnProgress | None) -> None:
         self._call = on_progress
-        self._description = f"packing {source.name}"
+        self._description = f"packing {source.title or source.name}"
         self._total = sum(split.num_rows for split in source.splits.values())
         self._before = dict(
             zip(source.splits, np.cumsum([0, *(s.num_rows for s in source.splits.values())]), strict=False)
@@ -138,14 +138,14 @@ def _hold_out(source: Source, config: DataConfig, folder: Path, seed: int) -> li
     if "test" not in source.splits:
         count = _move_rows(folder, "test", TEST_FRACTION, TEST_SEED)
         notes.append(
-            f"{source.description} has no test split: {count} rows ({TEST_FRACTION:.0%} of each class, the same for "
-            "every seed) are held out of the training split"
+            f"{source.description} has no test split: {count} rows ({TEST_FRACTION * 100:.0f} % of each class, the "
+            "same for every seed) are held out of the training split"
         )
     if needs_seed(source, config):
         count = _move_rows(folder, "validation", config.validation_fraction, seed)
         notes.append(
-            f"validation: {count} rows ({config.validation_fraction:.0%} of each class, drawn by seed {seed}) are held "
-            "out of the training split"
+            f"validation: {count} rows ({config.validation_fraction * 100:.0f} % of each class, drawn by seed {seed}) "
+            "are held out of the training split"
         )
     return notes
 
@@ -157,7 +157,7 @@ def _move_rows(folder: Path, name: str, fraction: float, seed: int) -> int:
     held_out = held_out_rows(labels, fraction, seed=seed)
     if not held_out.any():
         raise DataError(
-            f"a {name} split of {fraction:.0%} needs at least one row to hold out",
+            f"a {name} split of {fraction * 100:.0f} % needs at least one row to hold out",
             received=f"{len(labels)} training rows",
             hint="add rows, or files of that split",
         )

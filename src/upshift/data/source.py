@@ -54,6 +54,7 @@ class Source:
         files: The files it is read from: their names, sizes and times tell a changed source.
         notes: What the user should know of what was found.
         feature_names: Of tabular inputs, in their order; empty where they have none.
+        title: What the user calls it; empty where that is its name.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Source:
     files: tuple[Path, ...] = ()
     notes: tuple[str, ...] = ()
     feature_names: tuple[str, ...] = ()
+    title: str = ""
 
 
 def array_split(inputs: npt.NDArray[Any], labels: npt.NDArray[Any], *, stretch_bytes: int = 16 * 2**20) -> SourceSplit:

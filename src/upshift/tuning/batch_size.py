@@ -167,7 +167,8 @@ def changed_algorithm(config: TrainingConfig, rates: Mapping[int, float], second
         if config.max_steps is not None:
             settings.append(f"max_steps={math.ceil(config.max_steps / factor)}")
     best = max(rates, key=lambda each: rates[each])
-    reason = f"the smallest batch within {1 - KNEE_SHARE:.0%} of the best rate, {rates[best]:,.0f} samples/s at {best}"
+    reason = f"the smallest batch within {(1 - KNEE_SHARE) * 100:.0f} % of the best rate,"
+    reason += f" {rates[best]:,.0f} samples/s at {best}"
     return ChangedAlgorithm(
         batch_size=config.batch_size,
         new_batch_size=size,

@@ -167,7 +167,7 @@ def _data_paths(job: Job, plan: Plan, observed: Observed) -> list[Candidate]:
     waited = observed.share("data_wait")
     if waited < DATA_WAIT_SHARE:
         return []
-    waits = f"the loop waits {waited:.0%} of its time for data"
+    waits = f"the loop waits {waited * 100:.0f} % of its time for data"
     found = []
     if "worker" in job.data_paths:
         for num_workers in sorted({1, max(1, job.num_cores - 1), job.num_cores}):
@@ -333,7 +333,7 @@ def _compiled(job: Job, plan: Plan, observed: Observed) -> list[Candidate]:
         return []
     step_share = 1.0 - observed.share("data_wait")
     gain = step_share * min(MAX_COMPILE_GAIN, 0.5 * mix.fusible_share + 0.5 * mix.overhead_share)
-    shares = f"{mix.fusible_share:.0%} of the step could be fused, {mix.overhead_share:.0%} is overhead"
+    shares = f"{mix.fusible_share * 100:.0f} % of the step could be fused, {mix.overhead_share * 100:.0f} % is overhead"
     found = []
     if job.num_blocks > 1:
         found.append(
@@ -370,6 +370,6 @@ def _cuda_graphs(job: Job, plan: Plan, observed: Observed) -> list[Candidate]:
             changes={"compile": scope, "compile_mode": "reduce-overhead"},
             gain=(1.0 - observed.share("data_wait")) * min(MAX_COMPILE_GAIN, spared),
             build_seconds=compile_seconds(scope, mix.num_calls, observed.history),
-            reason=f"{mix.overhead_share:.0%} of the step is overhead, which a recorded graph has but once",
+            reason=f"{mix.overhead_share * 100:.0f} % of the step is overhead, which a recorded graph has but once",
         )
     ]

@@ -118,8 +118,8 @@ class Reference:
             return "the noise between samples cannot be measured, as no half of a batch can be taken: nothing is proven"
         if error**2 > NOISE_SHARE * self.noise**2:
             return (
-                f"its gradients differ from the reference by {error:.1e}: {error**2 / self.noise**2:.1%} of the "
-                f"variance between batches, where {NOISE_SHARE:.0%} is allowed"
+                f"its gradients differ from the reference by {error:.1e}: {error**2 / self.noise**2 * 100:.1f} % of "
+                f"the variance between batches, where {NOISE_SHARE * 100:.0f} % is allowed"
             )
         return None
 

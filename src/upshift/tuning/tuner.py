@@ -208,7 +208,7 @@ class Tuner(Confirming):
         load = self._meter.stop()
         if load is not None and load.is_busy and any(trial.num_rounds for trial in self.trials):
             self.notes.append(
-                f"other programs used {load.others_share:.0%} of the cores while candidates were timed: "
+                f"other programs used {load.others_share * 100:.0f} % of the cores while candidates were timed: "
                 "intervals are wide, and small gains are not found"
             )
 

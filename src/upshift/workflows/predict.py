@@ -50,6 +50,8 @@ def predict(
     predictions = []
     with seeded(seed):
         model = open_model(path, trust_code=trust_code)
+        if on_note is not None and top_k > len(model.labels):
+            on_note(f"the model knows {len(model.labels)} classes: no more are named, though {top_k} were asked for")
         for file in [files] if isinstance(files, str | Path) else files:
             for decoded in _read(str(file), model, on_note or (lambda note: None)):
                 predictions += _classify(model, decoded, top_k)

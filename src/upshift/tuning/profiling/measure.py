@@ -164,7 +164,8 @@ def _load_noted(notes: list[str]) -> Iterator[None]:
     load = meter.stop()
     if load is not None and load.is_busy:
         notes.append(
-            f"other programs used {load.others_share:.0%} of the cores meanwhile: on a quiet machine steps are shorter"
+            f"other programs used {load.others_share * 100:.0f} % of the cores meanwhile: on a quiet machine"
+            " steps are shorter"
         )
 
 
