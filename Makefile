@@ -32,5 +32,5 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "Installing upshift and what it needs into $(VENV), once: 2 GB or more, which takes some minutes."
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --constraint constraints.txt --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $@

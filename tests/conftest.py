@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 import simulated_clock as simulation
+from answers import Answer
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -27,15 +27,6 @@ def simulated_clock() -> Iterator[None]:
     """Training and tuning read a simulated clock: what they decide is the same on every machine."""
     with simulation.simulated_clock():
         yield
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a command came to."""
-
-    code: int
-    out: str
-    err: str
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import upshift
-from conftest import Answer
+from answers import Answer
 from emitted import assert_clean, images
 from upshift.core.typed_fields import leaf_hints
 from upshift.errors import BadInputError, ConfigError, PlanError, StorageError, UnknownNameError
