@@ -273,7 +273,7 @@ def test_a_recipe_file_is_named_by_file_and_line(tmp_path: Path, upshift_cli: Ca
     ("arguments", "words"),
     [
         (("digitz",), "did you mean 'digits'"),
-        (("digits", "--steps", 2), "num_steps must be at least 3; received 2"),
+        (("digits", "--steps", 2), "--steps must be at least 3; received 2"),
         (("digits", "--plan", "no-such.json"), "a plan must be"),
         (("digits", "--set", "batch_size=100000"), "batch_size must be at most"),
         (("digits", "--out", "/proc/nothing"), "hint:"),

@@ -52,7 +52,7 @@ def test_steps_are_drawn_in_epochs_where_there_are_several() -> None:
 
 def test_the_last_line_of_a_repeated_step_counts(tmp_path: Path) -> None:
     (tmp_path / "recipe.json").write_text("{}")
-    (tmp_path / "result.json").write_text('{"version": 1}')
+    (tmp_path / "result.json").write_text('{"version": 1, "recipe": "any", "data": {}, "metrics": {}}')
     lines = [{"step": step, "loss": loss} for step, loss in ((1, 9.0), (2, 8.0), (3, 7.0), (2, 6.0), (3, 5.0))]
     text = "".join(json.dumps(line) + "\n" for line in lines) + '{"step": 4, "lo'
     (tmp_path / "metrics.jsonl").write_text(text)

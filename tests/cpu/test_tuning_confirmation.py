@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,15 @@ from upshift.tuning.plan import BASELINE
 from upshift.tuning.tuner import Tuner
 
 pytestmark = pytest.mark.usefixtures("simulated_clock")
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Whatever number of cores the machine has."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def found_by(tuner: Tuner | None) -> Tuner:

@@ -8,7 +8,7 @@ import numbers
 import os
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -20,11 +20,14 @@ R = TypeVar("R")
 _WORDS = {str: "text", int: "a whole number", float: "a number", bool: "True or False", Path: "a path"}
 
 
-def checked_arguments(examples: Mapping[str, str]) -> Callable[[Callable[P, R]], Callable[P, R]]:
+def checked_arguments(
+    examples: Mapping[str, str], may_be_empty: Container[str] = ()
+) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """A decorator: the function runs only if each argument is of the type that its annotation says.
 
     Args:
         examples: What to write for an argument, by its name; for the hint of the error.
+        may_be_empty: Arguments of which an empty text means something.
 
     Returns:
         The decorator. What it makes raises `ConfigError` for an argument of another type, and for an empty text (as
@@ -38,7 +41,8 @@ def checked_arguments(examples: Mapping[str, str]) -> Callable[[Callable[P, R]],
         def checked(*args: P.args, **kwargs: P.kwargs) -> R:
             hints = typing.get_type_hints(function)
             for name, value in signature.bind(*args, **kwargs).arguments.items():
-                _check(name, value, hints[name], examples.get(name, ""))
+                if value != "" or name not in may_be_empty:
+                    _check(name, value, hints[name], examples.get(name, ""))
             return function(*args, **kwargs)
 
         return checked

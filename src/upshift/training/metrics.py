@@ -194,10 +194,25 @@ class Evaluation:
     confidences: torch.Tensor
 
 
-def without_loss(evaluation: Evaluation) -> Evaluation:
-    """An evaluation of a model that was trained by another loss: its mean cross-entropy has a name of its own."""
+def of_other_loss(evaluation: Evaluation, loss: float | None = None) -> Evaluation:
+    """An evaluation of a model that was trained by another loss than cross-entropy, which has a name of its own then.
+
+    Args:
+        evaluation: Whose metric `loss` is the mean cross-entropy.
+        loss: The mean of the other loss; None where it is not known.
+    """
     names = {"loss": "cross_entropy"}
-    return replace(evaluation, metrics={names.get(name, name): value for name, value in evaluation.metrics.items()})
+    metrics = {names.get(name, name): value for name, value in evaluation.metrics.items()}
+    return replace(evaluation, metrics=metrics if loss is None else {**metrics, "loss": loss})
+
+
+@torch.no_grad()
+def mean_loss(
+    loss: Callable[[Any, Any], torch.Tensor], logits: torch.Tensor, labels: torch.Tensor, *, batch_size: int
+) -> float:
+    """The mean over samples of a loss that is a mean over a batch, from logits (N, C) and labels (N,)."""
+    parts = zip(torch.split(logits.float(), batch_size), torch.split(labels, batch_size), strict=True)
+    return sum(float(loss(outputs, wanted)) * len(wanted) for outputs, wanted in parts) / len(labels)
 
 
 def evaluate_logits(logits: torch.Tensor, labels: torch.Tensor, label_names: tuple[str, ...]) -> Evaluation:

@@ -5,14 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from upshift.core.arguments import checked_arguments
 from upshift.tuning import lightning_callback as of_lightning
 from upshift.tuning import transformers_callback as of_transformers
 from upshift.tuning.plan import Plan, load_plan
-from upshift.workflows.arguments import verb
+from upshift.workflows.arguments import EXAMPLES, verb
 from upshift.workflows.tune import TunedPlan
 
 
-@verb
+@checked_arguments(EXAMPLES, may_be_empty=("model",))
 def lightning_callback(plan: str | Path | Plan | TunedPlan, *, model: str | None = None) -> Any:
     """A callback for `lightning.Trainer` that trains by a plan.
 

@@ -20,7 +20,7 @@ from upshift.data.dataset import DataInfo
 from upshift.data.prepare import prepare
 from upshift.data.torch_datasets import RowView
 from upshift.errors import ArtifactError, DataError, UnknownNameError
-from upshift.training.metrics import Evaluation, evaluate_logits, without_loss
+from upshift.training.metrics import Evaluation, evaluate_logits, of_other_loss
 from upshift.training.rng import check_seed
 from upshift.workflows.arguments import verb
 from upshift.workflows.datasets import Data, dataset_from_handed_over
@@ -83,7 +83,7 @@ def evaluate(
         logits = model.logits(dataset.splits[split].inputs)
     evaluation = evaluate_logits(logits, labels, info.label_names)
     if model.run is not None and _has_own_loss(RunFolder(Path(path))):
-        evaluation = without_loss(evaluation)
+        evaluation = of_other_loss(evaluation)
     return evaluation_record(evaluation, labels, info, dataset.splits[split].inputs, split=split)
 
 

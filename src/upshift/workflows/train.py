@@ -19,7 +19,7 @@ from upshift.models.spec import state_dict_on_cpu
 from upshift.recipes.recipe import Recipe
 from upshift.training.checkpoint import save_tensors
 from upshift.training.evaluation import within_memory
-from upshift.training.metrics import collect_logits, evaluate_logits, without_loss
+from upshift.training.metrics import collect_logits, evaluate_logits, mean_loss, of_other_loss
 from upshift.training.observer import Observer
 from upshift.training.progress import TrainingResult
 from upshift.training.rng import seed_everything
@@ -163,7 +163,8 @@ def _record_result(
     )
     evaluation = evaluate_logits(logits, labels, info.label_names)
     if recipe.loss is not None:
-        evaluation = without_loss(evaluation)
+        of_logits = (outputs.to(prepared.device) for outputs in (logits, labels))
+        evaluation = of_other_loss(evaluation, mean_loss(recipe.loss, *of_logits, batch_size=recipe.batch_size))
     evaluation_seconds = progress.evaluation_seconds + clock.now() - start
     write_json(folder.evaluation, evaluation_record(evaluation, labels, info, dataset.splits["test"].inputs))
     save_tensors(state_dict_on_cpu(model), folder.model)

@@ -152,9 +152,9 @@ def _module(job: Job) -> str:
         '        self.log("train_loss", loss, batch_size=len(labels))',
         "        return loss",
         "",
-        _evaluation_step("validation_step", "val"),
+        _evaluation_step(job, "validation_step", "val"),
         "",
-        _evaluation_step("test_step", "test"),
+        _evaluation_step(job, "test_step", "test"),
         "",
         "    def configure_optimizers(self) -> Any:",
         "        optimizer = make_optimizer(self.model)",
@@ -167,12 +167,13 @@ def _module(job: Job) -> str:
     )
 
 
-def _evaluation_step(name: str, prefix: str) -> str:
+def _evaluation_step(job: Job, name: str, prefix: str) -> str:
+    loss = "F.cross_entropy" if job.loss is None else "compute_loss"
     return lines(
         f"    def {name}(self, batch: Batch, batch_index: int) -> None:",
         "        inputs, labels = batch",
         "        logits = self.model(inputs).float()",
-        "        loss, accuracy = F.cross_entropy(logits, labels), (logits.argmax(1) == labels).float().mean()",
+        f"        loss, accuracy = {loss}(logits, labels), (logits.argmax(1) == labels).float().mean()",
         f'        self.log_dict({{"{prefix}_loss": loss, "{prefix}_accuracy": accuracy}}, batch_size=len(labels))',
     )
 

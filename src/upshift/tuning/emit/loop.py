@@ -54,7 +54,7 @@ def loop_sections(job: Job, carried: Carried, words: Words) -> list[str]:
     return [
         carried.take(),
         *when(job.config.stages, _enter_stage(job)),
-        _evaluate(),
+        _evaluate(job),
         _show(),
         _main(job, words),
         lines('if __name__ == "__main__":', "    main()"),
@@ -78,16 +78,19 @@ def _enter_stage(job: Job) -> str:
     )
 
 
-def _evaluate() -> str:
+def _evaluate(job: Job) -> str:
+    total = 'F.cross_entropy(logits, labels, reduction="sum").item()'
+    if job.loss is not None:
+        total = "compute_loss(logits, labels).item() * len(labels)"
     return lines(
         "@torch.no_grad()",
         "def evaluate(model: nn.Module, batches: Batches) -> dict[str, float]:",
-        '    """Mean cross-entropy and accuracy over a split."""',
+        f'    """Mean {"loss" if job.loss is not None else "cross-entropy"} and accuracy over a split."""',
         "    model.eval()",
         "    loss, num_correct = 0.0, 0",
         "    for inputs, labels in batches.epoch(0):",
         "        logits = model(inputs).float()",
-        '        loss += F.cross_entropy(logits, labels, reduction="sum").item()',
+        f"        loss += {total}",
         "        num_correct += int((logits.argmax(1) == labels).sum())",
         "    model.train()",
         "    num_samples = len(batches.labels)",
