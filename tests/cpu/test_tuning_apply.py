@@ -347,10 +347,14 @@ def test_copies_are_plain_models_of_their_own() -> None:
 
 def test_an_average_of_the_weights_can_be_kept() -> None:
     model, _, _ = make()
+    model.eval()
+    images = torch.randn(4, 3, 8, 8)
+    expected = model(images)
     CALLED.apply(model)
     average = torch.optim.swa_utils.AveragedModel(model)
     average.update_parameters(model)
-    average(torch.randn(4, 3, 8, 8))
+    average.eval()
+    torch.testing.assert_close(average(images), expected, rtol=1e-5, atol=1e-5)  # of one model alone, as it was
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import multiprocessing
 import random
 import signal
@@ -41,8 +42,12 @@ def loader(*tensors: torch.Tensor, **settings: Any) -> DataLoader[Any]:
 
 
 def tune(model: nn.Module, loss: Any = functional.cross_entropy, data: Any = None, **settings: Any) -> Any:
+    """Tune; whatever the model is, its weights and buffers are left as they were."""
     data = loader() if data is None else data
-    return upshift.tune(model=model, loss=loss, data=data, **({"budget_seconds": BRIEFLY} | settings))
+    before = copy.deepcopy(model.state_dict())
+    tuned = upshift.tune(model=model, loss=loss, data=data, **({"budget_seconds": BRIEFLY} | settings))
+    torch.testing.assert_close(dict(model.state_dict()), dict(before), rtol=0, atol=0, equal_nan=True)
+    return tuned
 
 
 # --- models of any shape ---------------------------------------------------------------------------------
