@@ -31,7 +31,8 @@ class Plan:
             "fp16" autocast, fp16 with loss scaling.
         memory_format: Layout of images and convolution weights.
         compile: "whole" compiles the model with torch.compile, "regional" the blocks that repeat in it (a ResNet's,
-            a Transformer's layers), which takes less time to compile.
+            a Transformer's layers), which takes less time to compile; "step" compiles model, loss and gradients as one
+            graph, which a loop has to be written for.
         compile_mode: The mode of torch.compile; None is its default.
         activation_checkpointing: Keep only the inputs of the blocks that repeat, and compute their activations once
             more in the backward pass: less memory for more time.
@@ -40,6 +41,8 @@ class Plan:
             it fits), "mmap" (the store's file), "worker" (a torch DataLoader); "auto" decides by size.
         num_workers: Worker processes of the data path "worker".
         num_threads: Threads of torch's CPU kernels; None leaves torch's choice.
+        keep_freed_memory: Have the C library keep memory that is freed, for the next step: giving it back to the system
+            has every page of it cleared and mapped anew. Of the CPU alone, and of glibc.
         micro_batch_size: Samples per forward and backward pass; gradients are accumulated up to the
             recipe's batch size. None takes the whole batch at once.
         version: Version of this format.
@@ -50,13 +53,14 @@ class Plan:
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
     memory_format: Literal["contiguous", "channels_last"] = "contiguous"
-    compile: Literal["none", "whole", "regional"] = "none"
+    compile: Literal["none", "whole", "regional", "step"] = "none"
     compile_mode: Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] | None = None
     activation_checkpointing: bool = False
     fused_optimizer: bool = True
     data_path: Literal["auto", "resident", "mmap", "worker"] = "auto"
     num_workers: int = 0
     num_threads: int | None = None
+    keep_freed_memory: bool = False
     micro_batch_size: int | None = None
     version: int = VERSION
     environment: Mapping[str, Any] = field(default_factory=dict)
@@ -82,9 +86,15 @@ class Plan:
             )
         if self.compile_mode is not None and self.compile == "none":
             raise PlanError(
-                'plan.compile_mode needs compile "whole" or "regional"',
+                'plan.compile_mode needs compile "whole", "regional" or "step"',
                 received=self.compile_mode,
                 hint="leave compile_mode out",
+            )
+        if self.compile == "step" and (self.activation_checkpointing or self.precision == "fp16"):
+            raise PlanError(
+                'plan.compile "step" needs activations that are kept, and a loss that is not scaled',
+                received="activation_checkpointing=true" if self.activation_checkpointing else 'precision="fp16"',
+                hint='set compile to "whole", or leave that out',
             )
         if self.precision == "tf32" and self.device in ("cpu", "mps"):
             raise PlanError('plan.precision "tf32" needs a CUDA device', received=self.device, hint='use "fp32"')
