@@ -195,7 +195,7 @@ def test_a_name_of_the_emitted_file_is_refused(tmp_path: Path, name: str) -> Non
     along = Carried()
     along.add_reference("Model", str(file))
     with pytest.raises(ConfigError, match=f"{name} of .* and of the emitted file"):
-        along.check_free({"SEED", "Batches"})
+        along.check_free("SEED = 0\n\n\nclass Batches: ...\n")
 
 
 def test_an_import_of_another_meaning_than_the_files_own_is_refused_and_of_the_same_is_not(tmp_path: Path) -> None:
@@ -204,7 +204,58 @@ def test_an_import_of_another_meaning_than_the_files_own_is_refused_and_of_the_s
     along = Carried()
     along.add_reference("Model", str(file))
     with pytest.raises(ConfigError, match="nn of math and of the emitted file"):
-        along.check_free(set())
+        along.check_free("")
+
+
+def test_names_of_python_itself_mean_what_they_mean_in_the_file(tmp_path: Path) -> None:
+    text = carried(
+        tmp_path,
+        """
+        from math import pow
+        from operator import add as sum
+
+        def round(value):
+            return ("mine", value)
+
+        class Model:
+            rounded, largest = round(2.5), max(1, 2)
+            powered: list = [pow(2, 3)]
+            added = sum(1, 2)
+        """,
+    )
+    model = executed(text)["Model"]
+    values = model.rounded, model.largest, model.powered, model.added  # type: ignore[attr-defined]
+    assert values == (("mine", 2.5), 2, [8.0], 3) and isinstance(model.powered[0], float)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("code", ["def round(x):\n    return x\n", "from numpy import round\n"])
+@pytest.mark.parametrize("is_copied", [True, False])
+def test_a_name_of_python_itself_that_the_rest_of_the_file_needs_is_refused(
+    code: str, is_copied: bool, tmp_path: Path
+) -> None:
+    first, second = tmp_path / "first.py", tmp_path / "second.py"
+    first.write_text(f"{code}def Model():\n    return round(1)\n")
+    second.write_text("def loss():\n    return round(1.5)\n")
+    along = Carried()
+    along.add_reference("Model", str(first))
+    with pytest.raises(ConfigError, match=r"round of .*(first\.py|numpy\.round) and of "):
+        if is_copied:
+            along.add_reference("loss", str(second))
+        else:
+            along.check_free("def rate(step: int) -> int:\n    return round(0.1 * step)\n")
+
+
+def test_an_import_of_everything_does_not_hide_python_itself_unless_it_has_its_names(tmp_path: Path) -> None:
+    assert executed(carried(tmp_path, "from math import *\nclass Model:\n    size = max(1, 2)\n"))["Model"]
+    with pytest.raises(ConfigError, match=r"pow in .*import \*"):
+        carried(tmp_path, "from math import *\nclass Model:\n    size = pow(1, 2)\n")
+
+
+@pytest.mark.parametrize("character", ["\f", "\v", "\x1c", "\x85", "\u2028", "\u2029"])
+def test_characters_that_only_look_like_line_ends_shift_no_line(character: str, tmp_path: Path) -> None:
+    code = f"NAME = 'a{character}b'\n\n\nclass Model:\n    size = 3\n    name = NAME\n\n\nOTHER = 1\n"
+    model = executed(carried(tmp_path, code))["Model"]
+    assert (model.size, model.name) == (3, f"a{character}b")  # type: ignore[attr-defined]
 
 
 def test_needed_names_are_those_from_outside() -> None:
@@ -217,7 +268,7 @@ def test_needed_names_are_those_from_outside() -> None:
         field = x
         def g(self): return E
     """
-    assert needed_names(textwrap.dedent(code)) == {"A", "B", "R", "C", "D", "Base", "E"}
+    assert needed_names(textwrap.dedent(code)) == {"A", "B", "R", "C", "D", "Base", "E", "len"}
 
 
 def test_imports_are_in_the_order_of_isort(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import textwrap
 from collections.abc import Sequence
 
@@ -30,7 +29,7 @@ def assemble(
         ConfigError: Copied code has a name that the file has itself.
     """
     own = [section for section in sections if section not in carried.sections]
-    carried.check_free(_defined("\n\n\n".join(own)))
+    carried.check_free("\n\n\n".join(own))
     docstring = lines(
         f'{kind} for the recipe "{prose(job.name)}" and a plan, written by upshift {__version__}.',
         "",
@@ -66,14 +65,3 @@ def _item(sentence: str) -> str:
         break_long_words=False,
         break_on_hyphens=False,
     )
-
-
-def _defined(code: str) -> set[str]:
-    """The names that code defines at its top level."""
-    names: set[str] = set()
-    for node in ast.parse(code).body:
-        if isinstance(node, ast.FunctionDef | ast.ClassDef):
-            names.add(node.name)
-        elif isinstance(node, ast.Assign):
-            names |= {inner.id for target in node.targets for inner in ast.walk(target) if isinstance(inner, ast.Name)}
-    return names

@@ -7,8 +7,10 @@ copied into it. Code of other installed packages is imported by its name, as the
 from __future__ import annotations
 
 import ast
+import builtins
 import importlib
 import inspect
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,12 +53,14 @@ class Carried:
         definitions: Source of each statement.
         names: What they define, and the file that each is from.
         imports: What they have from packages that are imported by name.
+        builtins: Of Python's own names those that they use as such, and a file that does.
         sections: What `take` gave.
     """
 
     definitions: list[str] = field(default_factory=list)
     names: dict[str, str] = field(default_factory=dict)
     imports: dict[str, Import] = field(default_factory=dict)
+    builtins: dict[str, str] = field(default_factory=dict)
     sections: list[str] = field(default_factory=list)
     _modules: dict[str, SourceFile] = field(default_factory=dict)
     _num_taken: int = 0
@@ -84,18 +88,22 @@ class Carried:
         self._bind_import(first, Import(module_name, first), module_name)
         return attribute
 
-    def check_free(self, names: set[str]) -> None:
-        """Refuse copied code that has names of the file that it is copied into.
+    def check_free(self, code: str) -> None:
+        """Refuse copied code that has names of the file that it is copied into, or hides Python's own from it.
+
+        Args:
+            code: What the file has beside copied code.
 
         Raises:
             ConfigError: It has.
         """
-        taken = names | set(KNOWN_IMPORTS)
+        names = defined_names(code)
+        taken = names | set(KNOWN_IMPORTS) | {name for name in needed_names(code) if hasattr(builtins, name)}
         for name in sorted(self.names.keys() & taken):
             self._clash(name, self.names[name], "the emitted file")
         for name, imported in sorted(self.imports.items()):
             known = KNOWN_IMPORTS.get(name)
-            if name in names or (known is not None and known.target != imported.target):
+            if (name in taken and known is None) or (known is not None and known.target != imported.target):
                 self._clash(name, imported.target, "the emitted file")
 
     def take(self) -> str:
@@ -137,7 +145,10 @@ class Carried:
                     statements.add(index)
                     self._refuse_late_imports(module, index)
                     wanted += sorted(needed_names(module.source_of(index)) | module.bound_by(index))
-            self._bind(name, module, known=bool(module.statements_of(name)))
+            if module.statements_of(name):
+                self._bind(name, module)
+            else:
+                self._leave(name, module)
         for index in sorted(statements):
             self._define(module.source_of(index))
         return qualname
@@ -160,6 +171,9 @@ class Carried:
         if stand_in is not None:
             self.names[name] = imported.module
             self._define(stand_in)
+            for used in sorted(needed_names(stand_in)):
+                if hasattr(builtins, used):
+                    self._use_builtin(used, imported.module)
             return
         defined = self._definition_of(imported)
         if defined is None or defined.rpartition(":")[2] != name:
@@ -174,22 +188,33 @@ class Carried:
         module_name = getattr(target, "__module__", imported.module)
         return None if inspect.ismodule(target) else f"{module_name}:{imported.attribute}"
 
-    def _bind(self, name: str, module: SourceFile, *, known: bool) -> None:
-        if not known:
-            if module.has_star_import:
-                raise ConfigError(
-                    "code that is copied out of a file must import every name that it uses by name",
-                    received=f"{name} in {module.path}, which has an import *",
-                    hint="name it in an import, or refer to the model as package.module:name",
-                )
-            return  # a local name of a function, or one that would fail in its own file too
+    def _bind(self, name: str, module: SourceFile) -> None:
         place = str(module.path)
-        if self.names.setdefault(name, place) != place or name in self.imports:
-            self._clash(name, place, self.names[name])
+        other = self.imports[name].target if name in self.imports else self.builtins.get(name)
+        if self.names.setdefault(name, place) != place or other is not None:
+            self._clash(name, place, other or self.names[name])
 
     def _bind_import(self, name: str, imported: Import, place: str) -> None:
-        if self.imports.setdefault(name, imported).target != imported.target or name in self.names:
-            self._clash(name, place, self.names.get(name) or self.imports[name].target)
+        other = self.names.get(name) or self.builtins.get(name)
+        if self.imports.setdefault(name, imported).target != imported.target or other is not None:
+            self._clash(name, place, other or self.imports[name].target)
+
+    def _leave(self, name: str, module: SourceFile) -> None:
+        """A name that the file neither defines nor imports by name."""
+        is_builtin = hasattr(builtins, name)
+        if any(not is_builtin or _exports(star, name) for star in module.star_imports):
+            raise ConfigError(
+                "code that is copied out of a file must import every name that it uses by name",
+                received=f"{name} in {module.path}, which has an import *",
+                hint="name it in an import, or refer to the model as package.module:name",
+            )
+        if is_builtin:  # others are local names of a function, or would fail in their own file too
+            self._use_builtin(name, str(module.path))
+
+    def _use_builtin(self, name: str, place: str) -> None:
+        self.builtins.setdefault(name, f"Python itself, which {place} uses")
+        if name in self.names or name in self.imports:
+            self._clash(name, self.names.get(name) or self.imports[name].target, self.builtins[name])
 
     def _clash(self, name: str, place: str, other: str) -> None:
         raise ConfigError(
@@ -201,3 +226,20 @@ class Carried:
 
 def _is_constant(definition: str) -> bool:
     return not isinstance(ast.parse(definition).body[0], ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+
+
+def _exports(star: str, name: str) -> bool:
+    """Whether an `import *` of a module may bind a name."""
+    exported = getattr(importlib.import_module(star), "__all__", None)
+    return name in exported if exported is not None else not name.startswith("_") and name in vars(sys.modules[star])
+
+
+def defined_names(code: str) -> set[str]:
+    """The names that code defines at its top level."""
+    names: set[str] = set()
+    for node in ast.parse(code).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Assign):
+            names |= {inner.id for target in node.targets for inner in ast.walk(target) if isinstance(inner, ast.Name)}
+    return names

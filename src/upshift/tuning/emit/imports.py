@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import builtins
 import re
 import symtable
 import sys
@@ -118,12 +117,12 @@ def _from_import(of_module: str, names: Sequence[str]) -> str:
 
 
 def needed_names(code: str) -> set[str]:
-    """The names that code takes from outside of itself, builtins left out."""
+    """The names that code takes from outside of itself; builtins too, as a file may have others of their names."""
     tree = ast.parse(code)
     table = symtable.symtable(code, "<emitted>", "exec")
     bound = {symbol.get_name() for symbol in table.get_symbols() if symbol.is_assigned() or symbol.is_imported()}
     used = set(_globals_of(table)) | set(_annotation_names(tree))
-    return {name for name in used - bound if not hasattr(builtins, name)}
+    return used - bound
 
 
 def _globals_of(table: symtable.SymbolTable) -> Iterator[str]:

@@ -17,10 +17,11 @@ class SourceFile:
         self.path = path
         with tokenize.open(path) as stream:
             text = stream.read()
-        self._lines = text.splitlines()
+        # As Python counts lines: it goes on after a form feed, and so within strings.
+        self._lines = text.split("\n")
         self._body = [node for node in ast.parse(text).body if not _is_main_guard(node)]
         self.imports: dict[str, Import] = {}
-        self.has_star_import = False
+        self.star_imports: list[str] = []
         self._bound: dict[int, set[str]] = {}
         for index, node in enumerate(self._body):
             if isinstance(node, ast.Import | ast.ImportFrom):
@@ -30,10 +31,10 @@ class SourceFile:
 
     def _note_imports(self, node: ast.Import | ast.ImportFrom) -> None:
         for alias in node.names:
-            if alias.name == "*":
-                self.has_star_import = True
-            elif isinstance(node, ast.ImportFrom):
-                if node.module != "__future__":
+            if isinstance(node, ast.ImportFrom):
+                if alias.name == "*":
+                    self.star_imports.append(node.module or "")
+                elif node.module != "__future__":
                     self.imports[alias.asname or alias.name] = Import(node.module or "", alias.name)
             elif alias.asname is not None:
                 self.imports[alias.asname] = Import(alias.name)
