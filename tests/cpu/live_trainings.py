@@ -25,7 +25,8 @@ from upshift.training.rng import seed_everything
 from upshift.training.trainer import Trainer
 from upshift.tuning.candidates import Job, job_of
 from upshift.tuning.config import TunerConfig
-from upshift.tuning.live import TuningDone
+from upshift.tuning.ledger import Ledger
+from upshift.tuning.live import LiveSteps, TuningDone
 from upshift.tuning.plan import BASELINE, Plan
 from upshift.tuning.trials import Trial
 from upshift.tuning.tuner import Tuner
@@ -167,9 +168,13 @@ class Trained:
     trainer: Trainer
 
     @property
-    def trials(self) -> dict[str, Trial]:
+    def ledger(self) -> Ledger:
         assert self.tuner is not None
-        return {trial.name: trial for trial in self.tuner.trials}
+        return self.tuner.ledger
+
+    @property
+    def trials(self) -> dict[str, Trial]:
+        return {trial.name: trial for trial in self.ledger.trials}
 
     @property
     def plan(self) -> Plan:
@@ -191,7 +196,7 @@ def job(model: nn.Module, batch_size: int = 16, **facts: Any) -> Job:
 def train(
     folder: Path,
     model: nn.Module,
-    tuner: Tuner | None = None,
+    conductor: Tuner | LiveSteps | None = None,
     *,
     epochs: int = 10,
     loader: Any = None,
@@ -213,10 +218,11 @@ def train(
         config=settings,
         execution=plan,
         device=CPU,
-        conductor=tuner,
+        conductor=conductor,
     )
     with suppress(TuningDone):
         trainer.train(RunFolder(folder), (watched,))
+    tuner = conductor if isinstance(conductor, Tuner) else None
     return Trained(watched.losses, watched.notes, model, tuner, trainer)
 
 

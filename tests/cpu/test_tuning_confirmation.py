@@ -11,6 +11,7 @@ from live_trainings import Net, assert_same_losses, is_channels_last, plainly, t
 from torch import Tensor
 
 from simulated_clock import spend
+from upshift.tuning.ledger import Ledger
 from upshift.tuning.plan import BASELINE
 from upshift.tuning.tuner import Tuner
 
@@ -26,25 +27,25 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def found_by(tuner: Tuner | None) -> Tuner:
+def found_by(tuner: Tuner | None) -> Ledger:
     assert tuner is not None and tuner.is_complete
-    return tuner
+    return tuner.ledger
 
 
 def test_a_plan_is_confirmed_on_fresh_rounds_and_the_seconds_saved_are_theirs(tmp_path: Path) -> None:
     model = Net(slow="contiguous")
     plain = train(tmp_path / "plain", plainly(model), epochs=30)
     found = tuned(tmp_path / "tuned", model, epochs=30)
-    tuner = found_by(found.tuner)
-    confirmed = tuner.confirmation
+    ledger = found_by(found.tuner)
+    confirmed = ledger.confirmation
     assert confirmed is not None and confirmed.verdict == "confirmed" and "fresh rounds" in confirmed.reason
-    assert confirmed.speedup == tuner.speedup and confirmed.speedup_interval is not None
+    assert confirmed.speedup == ledger.speedup and confirmed.speedup_interval is not None
     low, high = confirmed.speedup_interval
     assert 1.0 < low <= confirmed.speedup <= high and low <= 6.0 <= high, "12 ms to 2 ms"
-    least, most = tuner.saved_interval or (0.0, 0.0)
-    assert 0.0 < least <= tuner.account.saved <= most
+    least, most = ledger.saved_interval or (0.0, 0.0)
+    assert 0.0 < least <= ledger.account.saved <= most
     # It saves 10 ms a step from its adoption on, and that was well before the middle.
-    assert 0.5 * 600 * 0.01 < tuner.account.saved < 600 * 0.01
+    assert 0.5 * 600 * 0.01 < ledger.account.saved < 600 * 0.01
     assert_same_losses(found.losses[:300], plain.losses[:300])
 
 
@@ -65,23 +66,23 @@ def test_a_plan_that_is_no_faster_on_fresh_rounds_is_dropped_with_its_reason(tmp
     plain = train(tmp_path / "plain", plainly(model), epochs=30)
     found = tuned(tmp_path / "tuned", model, epochs=30, facts={"num_cores": 2})
     assert found.trials["2 threads"].verdict == "refused"
-    tuner = found_by(found.tuner)
-    assert tuner.confirmation is not None and tuner.confirmation.verdict == "refuted"
-    assert "no faster than the first plan on fresh rounds" in tuner.confirmation.reason
+    ledger = found_by(found.tuner)
+    assert ledger.confirmation is not None and ledger.confirmation.verdict == "refuted"
+    assert "no faster than the first plan on fresh rounds" in ledger.confirmation.reason
     assert found.plan == BASELINE and found.model.conv.weight.is_contiguous()
     assert found.trials["channels_last"].verdict == "demoted"
-    assert any("dropped for the first one" in note for note in tuner.notes)
-    assert tuner.speedup == 1.0 and tuner.saved_interval is None
+    assert any("dropped for the first one" in note for note in ledger.notes)
+    assert ledger.speedup == 1.0 and ledger.saved_interval is None
     assert_same_losses(found.losses[:300], plain.losses[:300])
 
 
 def test_without_the_time_for_it_nothing_is_confirmed_and_the_reason_is_told(tmp_path: Path) -> None:
     found = tuned(tmp_path, Net(slow="contiguous"), epochs=10)
-    tuner = found_by(found.tuner)
+    ledger = found_by(found.tuner)
     assert found.trials["channels_last"].verdict == "adopted"
-    assert tuner.confirmation is not None and tuner.confirmation.verdict == "not confirmed"
-    assert "too few for" in tuner.confirmation.reason and tuner.confirmation.speedup is None
-    assert tuner.saved_interval is None and tuner.account.saved > 0.0
+    assert ledger.confirmation is not None and ledger.confirmation.verdict == "not confirmed"
+    assert "too few for" in ledger.confirmation.reason and ledger.confirmation.speedup is None
+    assert ledger.saved_interval is None and ledger.account.saved > 0.0
 
 
 def test_the_plain_plan_needs_no_confirmation(tmp_path: Path) -> None:

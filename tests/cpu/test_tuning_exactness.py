@@ -9,15 +9,18 @@ from typing import Any
 
 import pytest
 import torch
-from live_trainings import ANY_PRICE, CPU, Net, assert_same_losses, is_channels_last, job, plainly, train, tuned
+from live_trainings import CPU, Net, assert_same_losses, is_channels_last, plainly, train, tuned
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from simulated_clock import spend
+from upshift.training.conductor import Conducted
 from upshift.training.rng import HOST_GENERATORS, restore_rng_state, rng_state
 from upshift.tuning.config import TunerConfig
+from upshift.tuning.duels import Duels
+from upshift.tuning.ledger import Ledger
+from upshift.tuning.live import LiveSteps, Story
 from upshift.tuning.plan import BASELINE, Plan
-from upshift.tuning.tuner import Tuner
 
 pytestmark = pytest.mark.usefixtures("simulated_clock")
 
@@ -94,7 +97,7 @@ def test_torchs_generators_alone_are_kept_where_a_step_draws_from_no_other(tmp_p
     def draws_on_host(kind: type[Net]) -> bool | None:
         found = tuned(tmp_path / kind.__name__, kind(slow="contiguous"), epochs=12)
         assert found.tuner is not None
-        return found.tuner._draws_on_host
+        return found.tuner.live.draws_on_host
 
     assert draws_on_host(Net) is False and draws_on_host(RandomDepth) is True
 
@@ -133,7 +136,12 @@ def test_what_is_exact_in_itself_is_raced_in_another_precision_too(tmp_path: Pat
 
 
 def test_of_a_training_that_waits_on_an_accelerator_whole_steps_are_compared() -> None:
-    on_cpu = Tuner(BASELINE, job=job(Net()), config=ANY_PRICE)
-    elsewhere = Tuner(BASELINE, job=job(Net(), device=torch.device("meta")), config=TunerConfig())
-    plan = Plan(memory_format="channels_last")
-    assert elsewhere._counts_waits(plan) and not on_cpu._counts_waits(plan)
+    def no_story(loop: Conducted) -> Story:
+        yield from ()
+
+    def counts_waits(device: str) -> bool:
+        ledger = Ledger(BASELINE, config=TunerConfig())
+        live = LiveSteps(no_story, ledger, loader_for=None, device=torch.device(device))
+        return Duels(live, ledger, batch_size=16).counts_waits(Plan(memory_format="channels_last"))
+
+    assert counts_waits("meta") and not counts_waits("cpu")

@@ -146,8 +146,8 @@ def test_a_plan_that_fails_after_it_was_adopted_is_demoted(tmp_path: Path, troub
     assert "it failed at step" in trial.reason and "before: a proven gain" in trial.reason
     assert found.plan == BASELINE and found.model.conv.weight.is_contiguous()
     assert any("the tuned plan was dropped" in note for note in found.notes)
-    assert found.tuner is not None and found.tuner.step_seconds == found.tuner.first_step_seconds
-    assert found.tuner.speedup == 1.0
+    assert found.ledger.step == found.ledger.first_step
+    assert found.ledger.speedup == 1.0
     assert_same_losses(found.losses, plain.losses)
     assert found.trainer.step.micro_batch_size == 16
 
@@ -251,22 +251,22 @@ def test_a_known_plan_is_taken_without_a_race(tmp_path: Path) -> None:
     model = Net(slow="contiguous")
     plain = train(tmp_path / "plain", plainly(model), epochs=5)
     found = tuned(tmp_path / "tuned", model, arguments={"known": known(CHANNELS_LAST)}, epochs=5)
-    (trial,) = found.tuner.trials
+    (trial,) = found.ledger.trials
     assert trial.verdict == "adopted" and trial.num_rounds == 0 and trial.changes == {"memory_format": "channels_last"}
-    assert found.plan == CHANNELS_LAST and found.tuner.took_known and found.tuner.speedup > 1.0
+    assert found.plan == CHANNELS_LAST and found.tuner.took_known and found.ledger.speedup > 1.0
     assert_same_losses(found.losses, plain.losses)
 
 
 def test_a_known_plan_that_is_the_plain_one_ends_tuning(tmp_path: Path) -> None:
     found = tuned(tmp_path, Net(), arguments={"known": known(BASELINE)}, epochs=5)
-    assert found.tuner.trials == [] and found.tuner.took_known and found.tuner.is_complete
+    assert found.ledger.trials == [] and found.tuner.took_known and found.tuner.is_complete
 
 
 @pytest.mark.parametrize("slow", ["contiguous", "channels_last"])
 def test_a_known_plan_that_is_slower_than_recorded_is_raced(tmp_path: Path, slow: str) -> None:
     found = tuned(tmp_path, Net(slow=slow), arguments={"known": known(CHANNELS_LAST, step_seconds=1e-6)})
-    assert any("tuned again" in note for note in found.tuner.notes) or slow == "channels_last"
-    (trial,) = (trial for trial in found.tuner.trials if trial.verdict != "not tried")
+    assert any("tuned again" in note for note in found.ledger.notes) or slow == "channels_last"
+    (trial,) = (trial for trial in found.ledger.trials if trial.verdict != "not tried")
     assert trial.num_rounds > 0 and "known from an earlier run" in trial.name
     assert trial.verdict == ("adopted" if slow == "contiguous" else "refused")
     assert found.plan.memory_format == ("channels_last" if slow == "contiguous" else "contiguous")
@@ -279,7 +279,7 @@ def test_a_known_plan_that_no_longer_works_is_not_taken(tmp_path: Path, trouble:
     plain = train(tmp_path / "plain", plainly(model), epochs=5)
     model.trouble = trouble
     found = tuned(tmp_path / "tuned", model, arguments={"known": known(CHANNELS_LAST)}, epochs=5)
-    assert found.tuner.trials[0].verdict in ("failed", "refused")
+    assert found.ledger.trials[0].verdict in ("failed", "refused")
     assert found.plan == BASELINE and found.losses == plain.losses and not found.tuner.took_known
 
 
@@ -290,11 +290,11 @@ def test_a_known_plan_that_no_longer_works_is_not_taken(tmp_path: Path, trouble:
 def test_a_plan_from_elsewhere_is_raced_before_all_else_and_noted(tmp_path: Path, slow: str) -> None:
     elsewhere = Plan(memory_format="channels_last", micro_batch_size=16, num_threads=1)
     found = tuned(tmp_path, Net(slow=slow), arguments={"handed_over": elsewhere}, facts={"num_threads": 2})
-    trial = next(trial for trial in found.tuner.trials if trial.verdict != "not tried")
+    trial = next(trial for trial in found.ledger.trials if trial.verdict != "not tried")
     assert trial.name == "the plan handed over"
     verdict = "adopted" if slow == "contiguous" else "refused"
     assert trial.verdict == verdict
-    assert any("measured elsewhere" in note and f"here it was {verdict}" in note for note in found.tuner.notes)
+    assert any("measured elsewhere" in note and f"here it was {verdict}" in note for note in found.ledger.notes)
 
 
 @pytest.mark.parametrize(

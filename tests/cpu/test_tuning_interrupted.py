@@ -40,11 +40,12 @@ def test_candidates_that_were_decided_are_not_raced_again(is_decided: bool, tmp_
     found = tuned(tmp_path / "tuned", model, arguments={"known": known}, facts={"num_cores": 2}, epochs=60)
     tuner = found.tuner
     assert tuner is not None and tuner.took_known and tuner.is_complete and found.plan == CHANNELS_LAST
-    assert tuner.trials[0].verdict == "adopted" and tuner.trials[0].num_rounds == 0
+    assert found.ledger.trials[0].verdict == "adopted" and found.ledger.trials[0].num_rounds == 0
     trial = found.trials["2 threads"]
     if is_decided:
         assert (trial.verdict, trial.reason) == ("not tried", REFUSED_BEFORE)
-        assert tuner.decided_before == (ADOPTED, REFUSED) and all(trial.num_rounds == 0 for trial in tuner.trials)
+        assert tuner.decided_before == (ADOPTED, REFUSED)
+        assert all(trial.num_rounds == 0 for trial in found.ledger.trials)
     else:
         assert trial.verdict == "refused" and trial.num_rounds > 0
     assert "channels_last" not in found.trials

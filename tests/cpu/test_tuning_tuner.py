@@ -112,8 +112,8 @@ def test_a_faster_candidate_is_adopted_with_its_evidence(tmp_path: Path) -> None
     assert trial.num_rounds >= 6
     assert trial.gradient_error is not None and trial.gradient_error < 1e-3
     assert found.tuner is not None and found.tuner.is_complete
-    assert 1.0 < found.tuner.speedup <= trial.speedup, "waits for data do not become shorter"
-    assert found.tuner.account.net > 0
+    assert 1.0 < found.ledger.speedup <= trial.speedup, "waits for data do not become shorter"
+    assert found.ledger.account.net > 0
     assert not found.model.conv.weight.is_contiguous()
 
 
@@ -125,7 +125,7 @@ def test_a_slower_candidate_is_refused_with_its_evidence(tmp_path: Path) -> None
     assert trial.speedup_interval is not None and trial.speedup_interval[1] < 1.0
     assert trial.seconds > 0
     assert found.plan == BASELINE and model.conv.weight.is_contiguous()
-    assert found.tuner is not None and found.tuner.speedup == 1.0 and found.tuner.account.net < 0
+    assert found.ledger.speedup == 1.0 and found.ledger.account.net < 0
 
 
 def test_batches_come_from_where_the_loop_waits_less(tmp_path: Path) -> None:
@@ -139,12 +139,12 @@ def test_batches_come_from_where_the_loop_waits_less(tmp_path: Path) -> None:
         facts={"data_paths": ("resident", "mmap"), "data_path": "resident"},
         epochs=20,
     )
-    tuner = found.tuner
     assert found.trials["read-ahead from the store"].verdict == "adopted" and found.plan.data_path == "mmap"
     assert found.losses == plain.losses, "the same batches, and dropout as ever"
-    assert tuner is not None and tuner.data_seconds < tuner.first_data_seconds
-    assert tuner.step_seconds == pytest.approx(tuner.first_step_seconds, rel=0.1), "a shorter wait is no faster step"
-    assert tuner.account.net > 0
+    step, first = found.ledger.step, found.ledger.first_step
+    assert step is not None and first is not None and step.data_seconds < first.data_seconds
+    assert step.step_seconds == pytest.approx(first.step_seconds, rel=0.1), "a shorter wait is no faster step"
+    assert found.ledger.account.net > 0
 
 
 # What is tried at all
@@ -154,8 +154,8 @@ def test_too_few_steps_are_not_tuned_on(tmp_path: Path) -> None:
     model = Net(slow="contiguous")
     plain = train(tmp_path / "plain", plainly(model), epochs=3)
     found = tuned(tmp_path / "tuned", model, epochs=3)
-    assert found.tuner is not None and found.tuner.trials == []
-    assert found.tuner.notes == ["60 steps are too few to tune on"]
+    assert found.ledger.trials == []
+    assert found.ledger.notes == ["60 steps are too few to tune on"]
     assert found.losses == plain.losses
 
 

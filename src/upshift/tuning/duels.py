@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import replace
-from typing import Any
 
 from upshift.core import clock
 from upshift.core.racing import Race
 from upshift.training.batches import num_samples
 from upshift.training.conductor import Conducted
-from upshift.tuning.candidates import Candidate, Job
+from upshift.tuning.candidates import Candidate
 from upshift.tuning.compiler import CompilerCounts
-from upshift.tuning.config import TunerConfig
 from upshift.tuning.fidelity import Fidelity, Reference
-from upshift.tuning.live import LOADER_FIELDS, Block, CandidateRefused, Measured, Story
-from upshift.tuning.observer import Observer
+from upshift.tuning.ledger import Ledger
+from upshift.tuning.live import LOADER_FIELDS, Block, CandidateRefused, LiveSteps, Story
 from upshift.tuning.plan import BASELINE, Plan
+from upshift.tuning.stopwatch import Measured
 
 SETTLE_STEPS = 2
 BLOCK_SECONDS = 0.01
@@ -26,29 +25,43 @@ DATA_BLOCK_STEPS = 8
 PREFETCHED_BATCHES = 2
 MIN_LOSSES = 3
 RECOMPILES_ALLOWED = 3
+FIRST_CHECK_STEPS, CHECK_STEPS = 6, 3
+"""What the first check of gradients takes, which measures their noise too; and each later one."""
 
 
-class Duels(Observer):
-    """Live steps on which two plans are compared; see `Observer` for the arguments."""
+class Duels:
+    """Compares the ledger's plan with another on live steps.
 
-    _contest: Race
+    Args:
+        live: Makes the steps.
+        ledger: Knows the plan, what its steps take and what may be lost; gets what steps of a duel take.
+        batch_size: Samples of a usual step.
+    """
 
-    def __init__(
-        self,
-        plan: Plan,
-        *,
-        job: Job,
-        loader_for: Callable[[Plan], Any] | None,
-        config: TunerConfig | None,
-        history: Sequence[Mapping[str, Any]],
-        on_adopted: Callable[[Plan], None] | None,
-    ) -> None:
-        super().__init__(plan, job=job, loader_for=loader_for, config=config, history=history, on_adopted=on_adopted)
-        self._of_challenger: Measured | None = None
+    def __init__(self, live: LiveSteps, ledger: Ledger, *, batch_size: int) -> None:
+        self._live, self._ledger, self._batch_size = live, ledger, batch_size
+        self._reference: Reference | None = None
         self._compiler = CompilerCounts()
 
-    def _check(self, loop: Conducted, candidate: Candidate, plan: Plan) -> tuple[Fidelity | None, float]:
+    def expected_cost(self, candidate: Candidate) -> float:
+        """Seconds that building a candidate and checking it is expected to cost."""
+        checks = FIRST_CHECK_STEPS if self._reference is None else CHECK_STEPS
+        return candidate.build_seconds + checks * self._ledger.known_step.step_seconds
+
+    def full_batch(self) -> Story:
+        """Go on to a batch of the usual size: on a smaller one nothing is compiled, and nothing proven."""
+        for _ in range(2):
+            if num_samples(self._live.batch[0]) >= self._batch_size:
+                return
+            yield Block(self._ledger.plan, num_steps=1, settle=0)
+
+    def check(self, loop: Conducted, candidate: Candidate, plan: Plan) -> tuple[Fidelity | None, float]:
         """Compare the candidate's gradients with plain ones on this very batch.
+
+        Args:
+            loop: The training.
+            candidate: What is checked.
+            plan: With the candidate's changes.
 
         Returns:
             The comparison, None where it computes alike; and the seconds that its first gradients took beyond
@@ -56,38 +69,41 @@ class Duels(Observer):
         """
         if set(candidate.changes) <= {"data_path", "num_workers"}:
             return None, 0.0
-        inputs, labels = self.batch
-        step = loop.step
-        plain = replace(BASELINE, device=self.plan.device, num_threads=self.plan.num_threads)
-        self.execute(loop, plain)
-        reference = Reference(loop.model, step.gradients, inputs, labels, like=self._measures)
-        self._measures = reference
+        inputs, labels = self._live.batch
+        step, now = loop.step, self._ledger.plan
+        self._live.execute(loop, replace(BASELINE, device=now.device, num_threads=now.num_threads))
+        # What the first one has measured of noise and round-off is taken over by the later ones.
+        self._reference = reference = Reference(loop.model, step.gradients, inputs, labels, like=self._reference)
         start = clock.now()
-        self.execute(loop, plan)
+        self._live.execute(loop, plan)
         gradients = step.gradients(inputs, labels)
-        build_seconds = max(0.0, clock.now() - start - (self.step_seconds or 0.0))
+        build_seconds = max(0.0, clock.now() - start - self._ledger.known_step.step_seconds)
         # Beside plain fp32, the same mathematics in another precision differs as that precision does.
         is_exact = candidate.tier == "A" and plan.precision == "fp32"
         return reference.judge(gradients, same_mathematics=is_exact), build_seconds
 
-    def _full_batch(self) -> Story:
-        """Go on to a batch of the usual size: on a smaller one nothing is compiled, and nothing proven."""
-        for _ in range(2):
-            if num_samples(self.batch[0]) >= self._job.batch_size:
-                return
-            yield Block(self.plan, num_steps=1, settle=0)
+    def race(self, loop: Conducted, plan: Plan, contest: Race) -> Generator[Block, Measured, Measured]:
+        """Rounds of a block of each, in an order drawn anew, until one is proven faster.
 
-    def _duel(self, loop: Conducted, plan: Plan) -> Story:
-        """Rounds of a block of each, in an order drawn anew, until one is proven faster."""
-        incumbent, contest, counts_waits = self.plan, self._contest, self._counts_waits(plan)
-        assert self.step_seconds is not None and self.data_seconds is not None
-        num_steps, settle = self._block_steps(self._is_of_data(plan), plan, incumbent)
+        Args:
+            loop: The training.
+            plan: The challenger, whose turn in the contest it is.
+            contest: Gets the times of each round.
+
+        Returns:
+            A step by the challenger; one by the plan so far is in the ledger.
+
+        Raises:
+            CandidateRefused: The challenger cost too much, was compiled too often, or had a loss that was not finite.
+        """
+        ledger, incumbent, counts_waits = self._ledger, self._ledger.plan, self.counts_waits(plan)
+        num_steps, settle = self.block_steps(self.is_of_data(plan), plan, incumbent)
         # A layout that is new is brought about within the step, which counts; the first plan's own has a loader.
-        of_first = plan.memory_format == self.first_plan.memory_format != incumbent.memory_format
-        self._settle()
+        of_first = plan.memory_format == ledger.first_plan.memory_format != incumbent.memory_format
+        ledger.book_steps(self._live.take_seconds())
         yield Block(plan, num_steps=1, settle=settle, own_loader=of_first)
-        self._book(1 + settle, self.step_seconds + self.data_seconds)
-        compiled, allowance = self._compiler.read(), self._allowance(loop)
+        ledger.book_trial(1 + settle, ledger.known_step.seconds, self._live.take_seconds())
+        compiled, allowance = self._compiler.read(), ledger.allowance(loop)
         rounds: list[tuple[Measured, Measured]] = []
         while contest.is_on:
             blocks: dict[bool, Measured] = {}
@@ -102,7 +118,7 @@ class Duels(Observer):
                     raise CandidateRefused("a loss was not finite while it ran")
             best, challenger = blocks[True], blocks[False]
             rounds.append((best, challenger))
-            self._book(2 * (num_steps + settle), best.seconds)
+            ledger.book_trial(2 * (num_steps + settle), best.seconds, self._live.take_seconds())
             if counts_waits:
                 contest.add(best.seconds, challenger.seconds)
             else:
@@ -114,22 +130,27 @@ class Duels(Observer):
                 raise CandidateRefused(
                     f"it was compiled again {again} times in as many steps as one compilation is for"
                 )
-        now, self._of_challenger = typical([best for best, _ in rounds]), typical([other for _, other in rounds])
-        self.step_seconds, self.data_seconds = now.step_seconds, now.data_seconds
+        ledger.step = typical([best for best, _ in rounds])
+        return typical([other for _, other in rounds])
 
-    def _is_of_data(self, plan: Plan) -> bool:
+    def is_of_data(self, plan: Plan) -> bool:
         """Whether a plan takes its batches from elsewhere than the plan so far."""
-        return any(getattr(plan, name) != getattr(self.plan, name) for name in LOADER_FIELDS)
+        return any(getattr(plan, name) != getattr(self._ledger.plan, name) for name in LOADER_FIELDS)
 
-    def _counts_waits(self, plan: Plan) -> bool:
+    def counts_waits(self, plan: Plan) -> bool:
         """Whether whole steps are compared: of loading that differs, and where the device works on during the wait."""
-        return self._is_asynchronous or self._is_of_data(plan)
+        return self._live.is_asynchronous or self.is_of_data(plan)
 
-    def _block_steps(self, of_data: bool, *plans: Plan) -> tuple[int, int]:
-        """Steps of a block of a duel that count, and those before them."""
-        assert self.step_seconds is not None
-        num_steps = max(1, min(MAX_BLOCK_STEPS, round(BLOCK_SECONDS / self.step_seconds)))
-        settle = SETTLE_STEPS if self.step_seconds < 0.1 else 1
+    def block_steps(self, of_data: bool, *plans: Plan) -> tuple[int, int]:
+        """Steps of a block of a duel that count, and those before them.
+
+        Args:
+            of_data: Whether waits for batches count.
+            plans: Those that take turns.
+        """
+        step_seconds = self._ledger.known_step.step_seconds
+        num_steps = max(1, min(MAX_BLOCK_STEPS, round(BLOCK_SECONDS / step_seconds)))
+        settle = SETTLE_STEPS if step_seconds < 0.1 else 1
         if of_data:
             # Batches that workers have made ahead cost nothing to wait for: they are used up before what counts.
             queued = PREFETCHED_BATCHES * max(plan.num_workers for plan in plans)
@@ -137,21 +158,22 @@ class Duels(Observer):
             settle = max(DATA_BLOCK_STEPS // 2, queued)
         return num_steps, settle
 
-    def _gained(self, plan: Plan, ratio: float) -> tuple[Measured, float]:
+    def gained(self, plan: Plan, challenger: Measured, ratio: float) -> tuple[Measured, float]:
         """A step by a plan that won its duel, and how many times faster it is with its wait for data.
 
         Args:
             plan: The winner.
+            challenger: A step by it, as its blocks took.
             ratio: By the duel: of whole steps where waits count, else without them.
         """
-        assert self.step_seconds is not None and self.data_seconds is not None and self._of_challenger is not None
-        before = self.step_seconds + self.data_seconds
-        if self._counts_waits(plan):
-            step = min(self._of_challenger.step_seconds, before / ratio)
-            now = Measured(step, before / ratio - step)
+        before = self._ledger.known_step
+        if self.counts_waits(plan):
+            seconds = before.seconds / ratio
+            step_seconds = min(challenger.step_seconds, seconds)
+            now = Measured(step_seconds, seconds - step_seconds)
         else:
-            now = Measured(self.step_seconds / ratio, self.data_seconds)
-        return now, before / now.seconds
+            now = Measured(before.step_seconds / ratio, before.data_seconds)
+        return now, before.seconds / now.seconds
 
 
 def typical(blocks: Sequence[Measured]) -> Measured:

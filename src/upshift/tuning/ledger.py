@@ -1,4 +1,4 @@
-"""The tuner's books: what was tried and came of it, what a step takes, and seconds spent and saved."""
+"""What tuning knows: the plan so far, what its steps take, what was tried, and seconds spent and saved."""
 
 from __future__ import annotations
 
@@ -10,85 +10,199 @@ from typing import Any
 from upshift.core import clock
 from upshift.core.duel import Duel
 from upshift.training.conductor import Conducted
-from upshift.tuning.candidates import Candidate, Job
+from upshift.tuning.candidates import Candidate
 from upshift.tuning.config import TunerConfig
-from upshift.tuning.fidelity import Fidelity, Reference
-from upshift.tuning.live import LiveSteps, Measured
-from upshift.tuning.operators import OperatorMix
+from upshift.tuning.fidelity import Fidelity
 from upshift.tuning.payback import Account, cost_spread, least_gain
 from upshift.tuning.plan import Plan
+from upshift.tuning.stopwatch import Measured
 from upshift.tuning.trials import PRESENT, REFUSED_BEFORE, Confirmation, Trial, Verdict
 from upshift.tuning.whole_plans import HANDED_OVER
 
-LOOK_STEPS, LOOK_SECONDS = 10, 0.05
-"""What counting the operators of a step takes: it is made some times, with a profiler that has to start."""
 
-
-class Ledger(LiveSteps):
-    """Live steps with books kept on them.
+class Ledger:
+    """The tuner's books. It makes no steps: those who do tell it what they took.
 
     Args:
         plan: What training begins with, and what every gain is counted from.
-        job: What is trained.
-        loader_for: Makes the loader of a plan; None where batches come from elsewhere.
-        config: How to go about it.
+        config: How the tuner goes about it.
+        history: Earlier trials on this machine, for what things cost.
         on_adopted: Called with the plan whenever it changes.
 
     Attributes:
+        plan: What training goes on with: the best so far.
+        first_plan: What it began with.
+        step: A step by `plan`; None until measured.
+        first_step: A step by the first plan; None until measured.
+        num_operators: Of a step; None where they were not counted.
+        speedup: Of the plan's steps with their waits for data beside the first plan's, by the duels that it won.
+        account: Seconds spent and saved.
         trials: What became of the candidates.
         on_trial: Called with each trial when it is decided.
         notes: What the user should know.
-        step_seconds: Of a step by `plan`; None until measured.
-        first_step_seconds: Of a step by the first plan.
-        data_seconds: Of the wait for a batch, by `plan`.
-        first_data_seconds: Of the wait for a batch, by the first plan.
         was_demoted: Whether a plan that was adopted has failed.
         untried_seconds: Of training that were left when a candidate was not tried, as it could not pay for itself;
             None where all were tried.
         confirmation: What the race of the plan that was found against the first one came to, at the end; None where
             no other was found, or the end was not reached.
-        mix: The operators of a step; None where the training is too short to look.
     """
 
     def __init__(
         self,
         plan: Plan,
         *,
-        job: Job,
-        loader_for: Callable[[Plan], Any] | None,
-        config: TunerConfig | None,
-        on_adopted: Callable[[Plan], None] | None,
+        config: TunerConfig,
+        history: Sequence[Mapping[str, Any]] = (),
+        on_adopted: Callable[[Plan], None] | None = None,
     ) -> None:
-        self.config = config or TunerConfig()
-        account = Account(self.config.allowance_share)
-        super().__init__(
-            plan,
-            loader_for=loader_for,
-            device=job.device,
-            account=account,
-            stop_when_done=self.config.stop_when_done,
-        )
+        self.plan = self.first_plan = plan
+        self.step: Measured | None = None
+        self.first_step: Measured | None = None
+        self.num_operators: int | None = None
+        self.speedup = 1.0
+        self.account = Account(config.allowance_share)
         self.trials: list[Trial] = []
         self.on_trial: Callable[[Trial], None] | None = None
         self.notes: list[str] = []
-        self.step_seconds: float | None = None
-        self.first_step_seconds: float | None = None
-        self.data_seconds: float | None = None
-        self.first_data_seconds: float | None = None
         self.was_demoted = False
         self.untried_seconds: float | None = None
         self.confirmation: Confirmation | None = None
-        self.mix: OperatorMix | None = None
-        self._job, self._on_adopted = job, on_adopted
-        self._history: Sequence[Mapping[str, Any]] = ()
-        self._measures: Reference | None = None
+        self._at_any_cost = config.stop_when_done
+        self._history, self._on_adopted = history, on_adopted
+        self._started = self._spending_since = clock.now()
+
+    # What a step takes
+
+    def open(self) -> None:
+        """Tuning begins now."""
         self._started = clock.now()
-        self._speed = 1.0  # of the plan, beside the first plan
 
     @property
-    def speedup(self) -> float:
-        """Of the plan's steps with their waits for data beside the first plan's, by the duels that it won."""
-        return self._speed
+    def elapsed_seconds(self) -> float:
+        """Since tuning began."""
+        return clock.now() - self._started
+
+    def set_first_step(self, step: Measured) -> None:
+        """What a step by the first plan takes, which is the plan still."""
+        self.step = self.first_step = step
+
+    @property
+    def known_step(self) -> Measured:
+        """A step by `plan`, once it is measured: after the first steps."""
+        assert self.step is not None
+        return self.step
+
+    def remaining_seconds(self, loop: Conducted) -> float:
+        """Of training, as it goes now."""
+        return loop.remaining_steps * self.known_step.seconds
+
+    # What may be spent
+
+    def allowance(self, loop: Conducted) -> float:
+        """Seconds that a candidate may lose now; there is no limit where tuning is all that is wanted."""
+        if self._at_any_cost:
+            return math.inf
+        remaining = self.remaining_seconds(loop)
+        secured = self._secured(remaining)
+        allowance = self.account.allowance(self.elapsed_seconds + remaining, secured_seconds=secured)
+        return allowance - max(0.0, -self.account.net - secured)
+
+    def refusal(self, loop: Conducted, candidate: Candidate, cost: float) -> str | None:
+        """Why a candidate is not worth a trial; None if it is.
+
+        Args:
+            loop: The training.
+            candidate: What would be tried.
+            cost: Seconds that trying it is expected to cost.
+        """
+        remaining = self.remaining_seconds(loop)
+        spread = cost_spread(candidate.plan(self.plan).compile, self._history)
+        self.book_spent()
+        return self.account.refusal(
+            gain=candidate.gain,
+            cost=cost,
+            most_cost=cost + (spread - 1.0) * candidate.build_seconds,
+            least_gain=least_gain(candidate.changes, candidate.gain, self._history),
+            remaining_seconds=remaining,
+            elapsed_seconds=self.elapsed_seconds,
+            secured_seconds=self._secured(remaining),
+        )
+
+    def _secured(self, remaining_seconds: float) -> float:
+        """Seconds that the plan will save on the steps that remain, beside the first plan."""
+        return remaining_seconds * (self.speedup - 1.0)
+
+    # What was spent and saved
+
+    def start_spending(self) -> None:
+        """From now on no steps are made."""
+        self._spending_since = clock.now()
+
+    def book_spent(self) -> None:
+        """Charge the time since `start_spending`, or since the last call, in which no step was made."""
+        now = clock.now()
+        self.account.spent += now - self._spending_since
+        self._spending_since = now
+
+    def book_steps(self, taken_seconds: float) -> None:
+        """What steps by the plan, which took so long, have saved beside the first plan."""
+        self.account.add(taken_seconds * (self.speedup - 1.0))
+
+    def book_trial(self, num_steps: int, step_seconds: float, taken_seconds: float) -> None:
+        """The same for steps of a trial, which would have taken `step_seconds` each by the plan."""
+        self.account.add(num_steps * step_seconds * self.speedup - taken_seconds)
+
+    def book_beside_first(self, num_steps: int, step_seconds: float, taken_seconds: float) -> None:
+        """The same for steps of a race with the first plan, by which they would have taken `step_seconds` each."""
+        self.account.add(num_steps * step_seconds - taken_seconds)
+
+    def book_lost(self, taken_seconds: float) -> None:
+        """Book what is left of a trial that ended on its way as lost: it may have been a compilation."""
+        self.account.add(-taken_seconds)
+
+    # Which plan training goes on with
+
+    def adopt(self, plan: Plan, step: Measured, speedup: float, taken_seconds: float) -> None:
+        """Make a plan the one that training goes on with.
+
+        Args:
+            plan: The plan.
+            step: A step by it.
+            speedup: Of its steps with their waits, beside the plan so far.
+            taken_seconds: By steps of the plan so far that are not booked yet.
+        """
+        self.book_steps(taken_seconds)
+        self.plan, self.step = plan, step
+        self.speedup = 1.0 if plan == self.first_plan else self.speedup * speedup
+
+    def demote(self, loop: Conducted, reason: str, taken_seconds: float) -> None:
+        """Drop what was adopted, as it fails, all of it: which change it was that failed, nobody knows."""
+        self.was_demoted = True
+        loop.note(f"the tuned plan was dropped for the first one: {reason}")
+        self.drop_plan(reason, taken_seconds)
+
+    def drop_plan(self, reason: str, taken_seconds: float) -> None:
+        """Go back to the first plan.
+
+        Args:
+            reason: Why.
+            taken_seconds: By steps of the plan so far that are not booked yet.
+        """
+        self.book_steps(taken_seconds)
+        self.trials = [_demoted(trial, reason) for trial in self.trials]
+        self.plan, self.step, self.speedup = self.first_plan, self.first_step, 1.0
+        self._tell_plan()
+
+    def correct_speedup(self, speedup: float) -> None:
+        """The plan is so many times faster than the first one, and all that it saved is counted so."""
+        before, self.speedup = self.speedup, max(1.0, speedup)
+        if before > 1.0:
+            self.account.restate((speedup - 1.0) / (before - 1.0))
+
+    def demote_all_before_last(self, reason: str) -> None:
+        """The last trial adopted the first plan: of those before it, none is adopted any more."""
+        *before, last = self.trials
+        self.trials = [*(_demoted(trial, reason) for trial in before), last]
 
     @property
     def saved_interval(self) -> tuple[float, float] | None:
@@ -99,101 +213,9 @@ class Ledger(LiveSteps):
         low, high = ((speed - 1.0) / (found.speedup - 1.0) for speed in found.speedup_interval)
         return low * self.account.saved, high * self.account.saved
 
-    def _allowance(self, loop: Conducted) -> float:
-        """Seconds that a candidate may lose now; there is no limit where tuning is all that is wanted."""
-        if self.config.stop_when_done:
-            return math.inf
-        remaining = self._remaining_seconds(loop)
-        secured = self._secured(remaining)
-        allowance = self.account.allowance(clock.now() - self._started + remaining, secured_seconds=secured)
-        return allowance - max(0.0, -self.account.net - secured)
+    # What was tried
 
-    def _remaining_seconds(self, loop: Conducted) -> float:
-        assert self.step_seconds is not None and self.data_seconds is not None
-        return loop.remaining_steps * (self.step_seconds + self.data_seconds)
-
-    def _secured(self, remaining_seconds: float) -> float:
-        """Seconds that the plan will save on the steps that remain, beside the first plan."""
-        return remaining_seconds * (self._speed - 1.0)
-
-    def _expected_cost(self, candidate: Candidate) -> float:
-        assert self.step_seconds is not None
-        checks = 3 if self._measures is not None else 6
-        return candidate.build_seconds + checks * self.step_seconds
-
-    def _refusal(self, loop: Conducted, candidate: Candidate, cost: float) -> str | None:
-        remaining = self._remaining_seconds(loop)
-        spread = cost_spread(candidate.plan(self.plan).compile, self._history)
-        self.book_spent()
-        return self.account.refusal(
-            gain=candidate.gain,
-            cost=cost,
-            most_cost=cost + (spread - 1.0) * candidate.build_seconds,
-            least_gain=least_gain(candidate.changes, candidate.gain, self._history),
-            remaining_seconds=remaining,
-            elapsed_seconds=clock.now() - self._started,
-            secured_seconds=self._secured(remaining),
-        )
-
-    def _not_worth_a_look(self, loop: Conducted, cheapest: Candidate) -> str | None:
-        """Why the operators of a step are not counted, which tells what compiling would gain; None if they are.
-
-        Whether compiling can be afforded shows later, when other changes may have won the time for it.
-        """
-        assert self.step_seconds is not None
-        saving = cheapest.gain * self._remaining_seconds(loop)
-        if saving > cheapest.build_seconds and LOOK_STEPS * self.step_seconds + LOOK_SECONDS <= self._allowance(loop):
-            return None
-        refusal = self._refusal(loop, cheapest, cheapest.build_seconds)
-        return refusal or "there is no time to look into a step, which tells what it would gain"
-
-    def _settle(self) -> None:
-        """What steps at the plan's speed have saved since the last time, beside the first plan."""
-        self.account.add(self._steps.take(self._wait) * (self._speed - 1.0))
-
-    def _book(self, num_steps: int, seconds: float) -> None:
-        """The same for steps of a trial, which would have taken `seconds` each by the plan."""
-        self.account.add(num_steps * seconds * self._speed - self._steps.take(self._wait))
-
-    def _charge(self) -> None:
-        """Book what is left of a trial that ended on its way as lost: it may have been a compilation."""
-        self.account.add(-self._steps.take(self._wait))
-
-    def _adopt(self, loop: Conducted, plan: Plan, now: Measured, speedup: float) -> None:
-        """Make a plan the one that training goes on with.
-
-        Args:
-            loop: The training.
-            plan: The plan.
-            now: A step by it.
-            speedup: Of its steps with their waits, beside the plan so far.
-        """
-        self._settle()
-        self.plan = plan
-        self._speed = 1.0 if plan == self.first_plan else self._speed * speedup
-        self.step_seconds, self.data_seconds = now.step_seconds, now.data_seconds
-        self._go_back(loop)
-
-    def _demote(self, loop: Conducted, reason: str) -> None:
-        """Drop what was adopted, all of it: which change it was that failed, nobody knows."""
-        self._settle()
-        self.was_demoted = True
-        loop.note(f"the tuned plan was dropped for the first one: {reason}")
-        self._mark_demoted(reason)
-        self.plan, self._speed = self.first_plan, 1.0
-        self.step_seconds, self.data_seconds = self.first_step_seconds, self.first_data_seconds
-        if self._on_adopted is not None:
-            self._on_adopted(self.plan)
-
-    def _mark_demoted(self, reason: str) -> None:
-        self.trials = [
-            replace(trial, verdict="demoted", reason=f"{reason}; before: {trial.reason}")
-            if trial.verdict == "adopted"
-            else trial
-            for trial in self.trials
-        ]
-
-    def _record(
+    def record(
         self,
         loop: Conducted,
         candidate: Candidate,
@@ -207,33 +229,43 @@ class Ledger(LiveSteps):
         fidelity: Fidelity | None = None,
         details: Mapping[str, Any] | None = None,
     ) -> None:
-        if verdict == "not tried" and self.step_seconds is not None and reason not in (PRESENT, REFUSED_BEFORE):
-            self.untried_seconds = max(self.untried_seconds or 0.0, loop.remaining_steps * self.step_seconds)
+        """Write down what became of a candidate, and tell those who want to know; see `Trial` for the arguments."""
+        if verdict == "not tried" and self.step is not None and reason not in (PRESENT, REFUSED_BEFORE):
+            self.untried_seconds = max(self.untried_seconds or 0.0, loop.remaining_steps * self.step.step_seconds)
         interval = duel.interval if duel is not None and math.isfinite(duel.interval.high) else None
-        self.trials.append(
-            Trial(
-                name=candidate.name,
-                changes=dict(candidate.changes),
-                tier=candidate.tier,
-                verdict=verdict,
-                reason=reason,
-                expected_gain=candidate.gain,
-                expected_seconds=expected_seconds,
-                step=loop.steps_made,
-                build_seconds=build_seconds,
-                seconds=seconds,
-                speedup=interval.estimate if interval else None,
-                speedup_interval=(interval.low, interval.high) if interval else None,
-                num_rounds=duel.num_rounds if duel is not None else 0,
-                gradient_error=fidelity.error if fidelity else None,
-                gradient_noise=fidelity.noise if fidelity else None,
-                num_operators=self.mix.num_calls if self.mix is not None and "compile" in candidate.changes else None,
-                details=details or {},
-            )
+        trial = Trial(
+            name=candidate.name,
+            changes=dict(candidate.changes),
+            tier=candidate.tier,
+            verdict=verdict,
+            reason=reason,
+            expected_gain=candidate.gain,
+            expected_seconds=expected_seconds,
+            step=loop.steps_made,
+            build_seconds=build_seconds,
+            seconds=seconds,
+            speedup=interval.estimate if interval else None,
+            speedup_interval=(interval.low, interval.high) if interval else None,
+            num_rounds=duel.num_rounds if duel is not None else 0,
+            gradient_error=fidelity.error if fidelity else None,
+            gradient_noise=fidelity.noise if fidelity else None,
+            num_operators=self.num_operators if "compile" in candidate.changes else None,
+            details=details or {},
         )
+        self.trials.append(trial)
         if candidate.name == HANDED_OVER:
             self.notes.append(f"the plan handed over was measured elsewhere; here it was {verdict}: {reason}")
-        if verdict == "adopted" and self._on_adopted is not None:
-            self._on_adopted(self.plan)
+        if verdict == "adopted":
+            self._tell_plan()
         if self.on_trial is not None:
-            self.on_trial(self.trials[-1])
+            self.on_trial(trial)
+
+    def _tell_plan(self) -> None:
+        if self._on_adopted is not None:
+            self._on_adopted(self.plan)
+
+
+def _demoted(trial: Trial, reason: str) -> Trial:
+    if trial.verdict != "adopted":
+        return trial
+    return replace(trial, verdict="demoted", reason=f"{reason}; before: {trial.reason}")

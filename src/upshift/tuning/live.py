@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,9 +14,9 @@ from upshift.errors import NonFiniteLossError, UpshiftError
 from upshift.training.batches import Tree
 from upshift.training.conductor import Conducted
 from upshift.training.rng import HOST_GENERATORS, restore_rng_state, rng_state
-from upshift.tuning.payback import Account
+from upshift.tuning.ledger import Ledger
 from upshift.tuning.plan import Plan
-from upshift.tuning.stopwatch import Stopwatch
+from upshift.tuning.stopwatch import Measured, Stopwatch
 
 NONFINITE_STEPS = 3
 LEAST_STEP_SHARE = 0.01
@@ -53,19 +52,6 @@ class Block:
     own_loader: bool = False
 
 
-@dataclass(frozen=True)
-class Measured:
-    """Median seconds of a block's steps, and mean seconds of their waits for data."""
-
-    step_seconds: float
-    data_seconds: float
-
-    @property
-    def seconds(self) -> float:
-        """Of a step with its wait."""
-        return self.step_seconds + self.data_seconds
-
-
 Story = Generator[Block, Measured, None]
 
 
@@ -80,64 +66,66 @@ class _Timing:
     num_made: int = 0
 
 
-class LiveSteps(ABC):
+class LiveSteps:
     """A conductor (see `Conductor`) that follows a story.
 
-    The story, `_tell`, is a generator: it asks for a block of steps with a plan, and gets their times. The steps
-    are training steps that count. Between blocks it may do what it likes with the batch at hand, `batch`.
+    A story is a generator: it asks for a block of steps with a plan, and gets their times. The steps are training
+    steps that count. Between blocks it may do what it likes with the batch at hand, `batch`. Steps that no block asks
+    for are made with the ledger's plan, and with its first one once that has failed.
 
     Args:
-        plan: What training begins with.
+        story: Makes the story, when the first batch is there.
+        ledger: Knows the plan; gets the seconds that are spent between steps, and is told of a plan that failed.
         loader_for: Makes the loader of a plan; None where batches come from elsewhere.
         device: Where the steps are made.
-        account: Gets the seconds that are spent between steps.
         stop_when_done: End the training with `TuningDone` at the end of the story.
+        on_complete: Called when the story has come to its end.
 
     Attributes:
-        plan: What steps are made with when no block asks for another.
         batch: The inputs and labels of the step that comes next.
         live_step_seconds: Of the last step, without its wait for data; on an accelerator, the time from the end of the
             call before to the end of its own, whose mean over many steps is what a step takes.
+        is_asynchronous: Whether the device is given steps, and makes them later.
         is_complete: Whether the story came to its end.
-        on_complete: Called when it does.
+        draws_on_host: Whether steps draw random numbers from the generators of Python and numpy; None until one was
+            looked at.
     """
+
+    batch: tuple[Tree, Tree]
 
     def __init__(
         self,
-        plan: Plan,
+        story: Callable[[Conducted], Story],
+        ledger: Ledger,
         *,
         loader_for: Callable[[Plan], Any] | None,
         device: torch.device,
-        account: Account,
         stop_when_done: bool = False,
+        on_complete: Callable[[], None] | None = None,
     ) -> None:
-        self.plan = self.first_plan = self._executed = self._loader_plan = plan
-        self.account = account
+        self.live_step_seconds = 0.0
+        self.is_asynchronous = device.type != "cpu"
         self.is_complete = False
-        self.on_complete: Callable[[], None] | None = None
-        self._loader_for, self._stop_when_done = loader_for, stop_when_done
-        self._loaders: dict[tuple[Any, ...], Any] = {}
-        self._teller: Callable[[Conducted], Story] = self._tell
+        self.draws_on_host: bool | None = None
+        self._ledger = ledger
+        self._stop_when_done, self._on_complete = stop_when_done, on_complete
+        # The story
+        self._teller = story
         self._story: Story | None = None
         self._timing: _Timing | None = None
         self._measured: Measured | None = None
         self._failure: CandidateFailed | CandidateRefused | None = None
+        # How steps are made
+        self._executed = self._loader_plan = ledger.plan
+        self._loader_for = loader_for
+        self._loaders: dict[tuple[Any, ...], Any] = {}
         self._random: dict[str, torch.Tensor] = {}
-        self._is_asynchronous = device.type != "cpu"
-        self._steps = Stopwatch(is_asynchronous=self._is_asynchronous)
+        # What they take
+        self._steps = Stopwatch(is_asynchronous=self.is_asynchronous)
         self._wait: Callable[[], object] = lambda: None
-        self._draws_on_host: bool | None = None
-        self._spending_since = 0.0
-        self.live_step_seconds = 0.0
         self._last_call: float | None = None
 
-    @abstractmethod
-    def _tell(self, loop: Conducted) -> Story:
-        """The story."""
-
-    @abstractmethod
-    def _demote(self, loop: Conducted, reason: str) -> None:
-        """Steps with `plan` fail: make `first_plan` the plan again."""
+    # Conducting
 
     def before_step(self, loop: Conducted, inputs: Tree, labels: Tree) -> None:
         """Go on with the story where a block has ended."""
@@ -147,12 +135,12 @@ class LiveSteps(ABC):
         if not self.is_complete and self._timing is None:
             self._steps.pause(self._wait)
             self._last_call = None
-            self._spending_since = clock.now()
+            self._ledger.start_spending()
             self.batch = inputs, labels
             try:
                 self._advance(loop)
             finally:
-                self.book_spent()
+                self._ledger.book_spent()
         self._keep_random(loop)
         self._steps.begin()
         if self._timing is not None and self._timing.num_made >= self._timing.block.settle:
@@ -168,30 +156,24 @@ class LiveSteps(ABC):
         """
         if self._is_on_trial:
             self._random = rng_state(loop.device)
-        elif self._executed != self.first_plan:
-            self._random = rng_state(loop.device, with_host=self._draws_on_host is not False)
-
-    def book_spent(self) -> None:
-        """Charge the time since the step before, or since the last call, in which no step was made."""
-        now = clock.now()
-        self.account.spent += now - self._spending_since
-        self._spending_since = now
+        elif self._executed != self._ledger.first_plan:
+            self._random = rng_state(loop.device, with_host=self.draws_on_host is not False)
 
     @property
     def _is_on_trial(self) -> bool:
         """Whether the next step, or its batch, is a candidate's; or was the last one, and no other has begun."""
-        return not self.is_complete and self._executed != self.plan
+        return not self.is_complete and self._executed != self._ledger.plan
 
     def after_step(self, loop: Conducted, *, step_seconds: float, data_seconds: float) -> None:
         """Note the time of a step."""
         self._steps.add(step_seconds=step_seconds, data_seconds=data_seconds)
         now, self.live_step_seconds = clock.now(), step_seconds
-        if self._is_asynchronous and self._last_call is not None:
+        if self.is_asynchronous and self._last_call is not None:
             self.live_step_seconds = max(0.0, now - self._last_call - data_seconds)
         self._last_call = now
-        if self._draws_on_host is None and self._random:
+        if self.draws_on_host is None and self._random:
             state = rng_state(loop.device)
-            self._draws_on_host = any(not torch.equal(self._random[name], state[name]) for name in HOST_GENERATORS)
+            self.draws_on_host = any(not torch.equal(self._random[name], state[name]) for name in HOST_GENERATORS)
         self._random = {}
         timing = self._timing
         if timing is None:
@@ -214,7 +196,7 @@ class LiveSteps(ABC):
     def _result_of(self, loop: Conducted, timing: _Timing) -> Measured:
         # A mean: batches are gathered several at a time, so that most waits are nothing and some are long.
         data_seconds = statistics.fmean(timing.waits)
-        if not self._is_asynchronous:
+        if not self.is_asynchronous:
             return Measured(statistics.median(timing.steps), data_seconds)
         # Where the device works on while the loop waits for a batch, the wait takes nothing of its own.
         each = timing.watch.take(loop.step.wait) / len(timing.steps)
@@ -225,10 +207,10 @@ class LiveSteps(ABC):
         if self._is_on_trial:
             # The error itself is not kept: its traceback holds the tensors of the failed step.
             self._failure, self._timing = _failure(error), None
-            self._go_back(loop)
+            self.go_back(loop)
             self._draw_again(loop)
             return True
-        if self._executed == self.first_plan:
+        if self._executed == self._ledger.first_plan:
             return False
         # One loss that is not finite may be the data's doing; several in a row may be the plan's.
         if (
@@ -240,8 +222,9 @@ class LiveSteps(ABC):
         self._timing, self.is_complete = None, True
         if self._story is not None:
             self._story.close()
-        self._demote(loop, f"it failed at step {loop.steps_made + 1}: {first_line(error)}")
-        self._go_back(loop)
+        reason = f"it failed at step {loop.steps_made + 1}: {first_line(error)}"
+        self._ledger.demote(loop, reason, self.take_seconds())
+        self.go_back(loop)
         self._draw_again(loop)
         return True
 
@@ -250,16 +233,17 @@ class LiveSteps(ABC):
         if self._random:
             restore_rng_state(self._random, loop.device)
 
-    def _go_back(self, loop: Conducted) -> None:
-        """Make the following steps as the plan says, with batches from where it takes them."""
-        self.execute(loop, self.plan)
-        self.take_data(loop, self.plan)
-
     def on_end(self, loop: Conducted) -> None:
         """Close the story, and leave the model as the plan wants it."""
         if self._story is not None:
             self._story.close()
-        self.execute(loop, self.plan)
+        self.execute(loop, self._ledger.plan)
+
+    # The story
+
+    def tell(self, story: Callable[[Conducted], Story]) -> None:
+        """Begin another story, once one has come to its end."""
+        self._teller, self._story, self._measured, self.is_complete = story, None, None, False
 
     def _advance(self, loop: Conducted) -> None:
         try:
@@ -268,9 +252,9 @@ class LiveSteps(ABC):
                 block = self._next_block(loop)
         except StopIteration:
             self.is_complete = True
-            self._go_back(loop)
-            if self.on_complete is not None:
-                self.on_complete()
+            self.go_back(loop)
+            if self._on_complete is not None:
+                self._on_complete()
             if self._stop_when_done:
                 raise TuningDone("the plan is found") from None
 
@@ -291,19 +275,17 @@ class LiveSteps(ABC):
             if block.own_loader or any(
                 getattr(block.plan, name) != getattr(self._loader_plan, name) for name in LOADER_FIELDS
             ):
-                self.take_data(loop, block.plan)
+                self._take_data(loop, block.plan)
         except Exception as error:  # a loader, a layout: training goes on without it
-            if block.plan == self.plan:
+            if block.plan == self._ledger.plan:
                 raise
             self._failure = _failure(error)
-            self._go_back(loop)
+            self.go_back(loop)
             return False
-        self._timing = _Timing(block, Stopwatch(is_asynchronous=self._is_asynchronous))
+        self._timing = _Timing(block, Stopwatch(is_asynchronous=self.is_asynchronous))
         return True
 
-    def tell(self, teller: Callable[[Conducted], Story]) -> None:
-        """Begin another story, once one has come to its end."""
-        self._teller, self._story, self._measured, self.is_complete = teller, None, None, False
+    # For the story, between its blocks
 
     def execute(self, loop: Conducted, plan: Plan) -> None:
         """Make the following steps with a plan; their batches come from where they came before."""
@@ -311,7 +293,21 @@ class LiveSteps(ABC):
             self._executed = plan
             loop.step.execute(plan)
 
-    def take_data(self, loop: Conducted, plan: Plan) -> None:
+    def go_back(self, loop: Conducted) -> None:
+        """Make the following steps as the ledger's plan says, with batches from where it takes them."""
+        self.execute(loop, self._ledger.plan)
+        self._take_data(loop, self._ledger.plan)
+
+    def take_seconds(self) -> float:
+        """What the steps since the last time took, of blocks or not, with their waits for batches."""
+        return self._steps.take(self._wait)
+
+    def drop_other_loaders(self) -> None:
+        """Keep the loader in use alone: others hold copies of the data, or worker processes."""
+        key = _data_of(self._loader_plan)
+        self._loaders = {key: self._loaders[key]} if key in self._loaders else {}
+
+    def _take_data(self, loop: Conducted, plan: Plan) -> None:
         """Take the following batches as a plan wants them: path, workers, layout."""
         if self._loader_for is None or _data_of(plan) == _data_of(self._loader_plan):
             return
@@ -321,11 +317,6 @@ class LiveSteps(ABC):
             self._loaders[key] = self._loader_for(plan)
         self._loader_plan = plan
         loop.use_loader(self._loaders[key])
-
-    def drop_other_loaders(self) -> None:
-        """Keep the loader in use alone: others hold copies of the data, or worker processes."""
-        key = _data_of(self._loader_plan)
-        self._loaders = {key: self._loaders[key]} if key in self._loaders else {}
 
 
 def _data_of(plan: Plan) -> tuple[Any, ...]:

@@ -3,64 +3,66 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
 from upshift.core.flops import StepCost, step_cost
 from upshift.training.conductor import Conducted
 from upshift.tuning.breakdown import Breakdown, StepFacts, estimate_breakdown, loader_ceiling
-from upshift.tuning.candidates import Job, Observed, cheapest_compilation
-from upshift.tuning.config import TunerConfig
+from upshift.tuning.candidates import Candidate, Job, Observed, cheapest_compilation
 from upshift.tuning.ledger import Ledger
-from upshift.tuning.live import Block, Measured, first_line
+from upshift.tuning.live import Block, LiveSteps, first_line
 from upshift.tuning.memory import step_memory
-from upshift.tuning.operators import operator_mix
-from upshift.tuning.plan import Plan
+from upshift.tuning.operators import OperatorMix, operator_mix
+from upshift.tuning.stopwatch import Measured
 
 FIRST_STEPS = 12
 SPLIT_STEPS, SPLIT_SHARE, SPLIT_SECONDS = 50, 0.05, 2.0
 """Steps that the split of a step's time is taken from at most; the same of those that remain, and in seconds."""
+LOOK_STEPS, LOOK_SECONDS = 10, 0.05
+"""What counting the operators of a step takes: it is made some times, with a profiler that has to start."""
 
 
-class Observer(Ledger):
-    """Live steps that are looked into.
+class StepObserver:
+    """Looks into live steps.
 
     Args:
-        plan: What training begins with, and what every gain is counted from.
+        live: Makes them.
+        ledger: Knows the plan and what its steps take.
         job: What is trained.
-        loader_for: Makes the loader of a plan; None where batches come from elsewhere.
-        config: How to go about it.
         history: Earlier trials on this machine, for what things cost.
-        on_adopted: Called with the plan whenever it changes.
+        at_any_cost: Look into a step even where the training is too short to profit.
 
     Attributes:
         cost: Operations and bytes of a step's forward and backward pass; None where the training is too short to look.
+        mix: The operators of a step; None where the training is too short to look.
         first_split: Where the time of a step went by the first plan; None where there are too few steps.
     """
 
     def __init__(
         self,
-        plan: Plan,
+        live: LiveSteps,
+        ledger: Ledger,
         *,
         job: Job,
-        loader_for: Callable[[Plan], Any] | None,
-        config: TunerConfig | None,
         history: Sequence[Mapping[str, Any]],
-        on_adopted: Callable[[Plan], None] | None,
+        at_any_cost: bool,
     ) -> None:
-        super().__init__(plan, job=job, loader_for=loader_for, config=config, on_adopted=on_adopted)
         self.cost: StepCost | None = None
+        self.mix: OperatorMix | None = None
         self.first_split: Breakdown | None = None
-        self._history = history
+        self._live, self._ledger, self._job = live, ledger, job
+        self._history, self._at_any_cost = history, at_any_cost
         self._num_first_steps = 0
 
-    def _first_steps(self, loop: Conducted) -> Generator[Block, Measured, Measured]:
+    def first_steps(self, loop: Conducted) -> Generator[Block, Measured, Measured]:
         """What a step by the first plan takes: of some fifty, where that many are few of those that remain."""
-        first = yield Block(self.plan, num_steps=FIRST_STEPS, settle=FIRST_STEPS // 2)
+        plan = self._ledger.plan
+        first = yield Block(plan, num_steps=FIRST_STEPS, settle=FIRST_STEPS // 2)
         wanted = min(SPLIT_STEPS, int(SPLIT_SHARE * loop.remaining_steps), int(SPLIT_SECONDS / first.seconds))
         self._num_first_steps = FIRST_STEPS
         if wanted > FIRST_STEPS:
-            more = yield Block(self.plan, num_steps=wanted - FIRST_STEPS, settle=0)
+            more = yield Block(plan, num_steps=wanted - FIRST_STEPS, settle=0)
             share, self._num_first_steps = FIRST_STEPS / wanted, wanted
             first = Measured(
                 share * first.step_seconds + (1.0 - share) * more.step_seconds,
@@ -69,32 +71,66 @@ class Observer(Ledger):
         self.first_split = self._split(first)
         return first
 
-    def _look_into_step(self, loop: Conducted, first: Measured) -> None:
-        """Split the time of a step, with its operators where there is time enough to look at them."""
+    def look_into_step(self, loop: Conducted, first: Measured) -> None:
+        """Split the time of a step, with its operators where there is time enough to look at them.
+
+        Args:
+            loop: The training.
+            first: A step by the first plan.
+        """
         self._measure_mix(loop, first.step_seconds)
         self.first_split = self._split(first)
         if self.first_split.bound_by == "synchronization":
-            self.notes.append("a step mostly waits for values that are read back: `upshift profile` names the lines")
+            self._ledger.notes.append(
+                "a step mostly waits for values that are read back: `upshift profile` names the lines"
+            )
+
+    def observed(self, loop: Conducted) -> Observed:
+        """What is known of a step by the plan as it is now."""
+        largest = loop.step.largest_batch
+        memory = step_memory(
+            self._job.device,
+            num_parts=1 if largest is None else math.ceil(self._job.batch_size / largest),
+            saved_bytes=0 if self.cost is None else self.cost.saved_bytes,
+        )
+        split = self._split(self._ledger.known_step)
+        return Observed(split=split, mix=self.mix, memory=memory, history=self._history)
 
     def _measure_mix(self, loop: Conducted, step_seconds: float) -> None:
         """Count the operators of a step, where there is time enough to compile it."""
-        cheapest = cheapest_compilation(self._job, self.plan)
-        if not self.config.stop_when_done:
+        cheapest = cheapest_compilation(self._job, self._ledger.plan)
+        if not self._at_any_cost:
             if cheapest is None:
                 return
             refusal = self._not_worth_a_look(loop, cheapest)
             if refusal is not None:
-                self._record(loop, cheapest, "not tried", refusal, cheapest.build_seconds)
+                self._ledger.record(loop, cheapest, "not tried", refusal, cheapest.build_seconds)
                 return
+        batch = self._live.batch
         try:
-            self.cost = step_cost(loop.model, lambda: loop.step.gradients(*self.batch))
-            self.mix = operator_mix(lambda: loop.step.gradients(*self.batch), step_seconds, self._job.device)
+            self.cost = step_cost(loop.model, lambda: loop.step.gradients(*batch))
+            self.mix = operator_mix(lambda: loop.step.gradients(*batch), step_seconds, self._job.device)
         except Exception as error:  # of a profiler that is in use elsewhere, of a model that it cannot see through
-            self.notes.append(f"nothing was compiled, as the step could not be looked into: {first_line(error)}")
+            why = first_line(error)
+            self._ledger.notes.append(f"nothing was compiled, as the step could not be looked into: {why}")
+        else:
+            self._ledger.num_operators = self.mix.num_calls
+
+    def _not_worth_a_look(self, loop: Conducted, cheapest: Candidate) -> str | None:
+        """Why the operators of a step are not counted, which tells what compiling would gain; None if they are.
+
+        Whether compiling can be afforded shows later, when other changes may have won the time for it.
+        """
+        ledger = self._ledger
+        saving, look = cheapest.gain * ledger.remaining_seconds(loop), LOOK_STEPS * ledger.known_step.step_seconds
+        if saving > cheapest.build_seconds and look + LOOK_SECONDS <= ledger.allowance(loop):
+            return None
+        refusal = ledger.refusal(loop, cheapest, cheapest.build_seconds)
+        return refusal or "there is no time to look into a step, which tells what it would gain"
 
     def _split(self, now: Measured) -> Breakdown:
         """Where the time of a step goes, by its times, its operators and what the machine can do."""
-        job, plan, limits = self._job, self.plan, self._job.limits
+        job, plan, limits = self._job, self._ledger.plan, self._job.limits
         works_ahead = plan.num_workers > 0
         facts: StepFacts = {
             "batch_size": job.batch_size,
@@ -115,15 +151,3 @@ class Observer(Ledger):
             facts["peak_flops_per_second"] = limits.peak_flops(plan.precision)
             facts["peak_bytes_per_second"] = limits.memory_bytes_per_second
         return estimate_breakdown(now.data_seconds, now.step_seconds, **facts)
-
-    def _observed(self, loop: Conducted) -> Observed:
-        """What is known of a step by the plan as it is now."""
-        assert self.step_seconds is not None and self.data_seconds is not None
-        largest = loop.step.largest_batch
-        memory = step_memory(
-            self._job.device,
-            num_parts=1 if largest is None else math.ceil(self._job.batch_size / largest),
-            saved_bytes=0 if self.cost is None else self.cost.saved_bytes,
-        )
-        split = self._split(Measured(self.step_seconds, self.data_seconds))
-        return Observed(split=split, mix=self.mix, memory=memory, history=self._history)

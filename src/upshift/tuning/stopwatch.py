@@ -3,8 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from upshift.core import clock
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a step takes.
+
+    Attributes:
+        step_seconds: Of the step itself: of several, their median.
+        data_seconds: Of the wait for its batch: of several, their mean.
+    """
+
+    step_seconds: float
+    data_seconds: float
+
+    @property
+    def seconds(self) -> float:
+        """Of a step with its wait."""
+        return self.step_seconds + self.data_seconds
 
 
 class Stopwatch:

@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 from upshift.errors import BadInputError
-from upshift.tuning.candidates import Candidate
+from upshift.tuning.candidates import Candidate, Job
 from upshift.tuning.config import KnownPlan
 from upshift.tuning.plan import Plan
 
@@ -54,6 +54,11 @@ def handed_over_candidate(plan: Plan, base: Plan) -> Candidate:
 def first_candidate(first: Plan, tuned: Plan) -> Candidate:
     """The plan that training began with, against the tuned one that became slow."""
     return _candidate("the first plan again", first, tuned, gain=0.3, build_seconds=0.0, reason="the tuned one is slow")
+
+
+def fitted(plan: Plan, job: Job) -> Plan:
+    """A whole plan without what a job rules out: each size of images would be compiled anew."""
+    return replace(plan, compile="none", compile_mode=None) if job.changes_size else plan
 
 
 def refused_plans(decided: Sequence[Mapping[str, Any]], first: Plan) -> list[Plan]:

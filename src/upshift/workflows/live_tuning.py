@@ -144,11 +144,11 @@ class LiveTuning:
             config=config,
             history=self._cache.trials(self._environment),
             on_adopted=self._keep,
+            on_complete=self._keep,
             known=known,
             handed_over=handed_over,
         )
-        self.tuner.on_trial = self._keep
-        self.tuner.on_complete = self._keep
+        self.tuner.ledger.on_trial = self._keep
 
     def keep_plan_in(self, folder: RunFolder) -> None:
         """Write each plan that is adopted into the folder's `plan.json`."""
@@ -173,14 +173,14 @@ class LiveTuning:
         return replace(
             self.tuner.plan,
             environment=self._description,
-            trials=(*self._of_before, *(trial.to_json() for trial in [*first, *self.tuner.trials])),
+            trials=(*self._of_before, *(trial.to_json() for trial in [*first, *self.tuner.ledger.trials])),
         )
 
     @property
     def notes(self) -> list[str]:
         """What the user should know."""
-        slowed = slowdowns(since=self._counts) if self.tuner.trials else []
-        return [*self.tuner.notes, *slowed, *self._cache.notes]
+        slowed = slowdowns(since=self._counts) if self.tuner.ledger.trials else []
+        return [*self.tuner.ledger.notes, *slowed, *self._cache.notes]
 
     def finish(self, folder: RunFolder) -> Plan:
         """Write plan and trials into the run folder, remember them for later runs, and give the plan."""
@@ -194,7 +194,7 @@ class LiveTuning:
 
         That is done whenever there is something new, so that a run which is stopped leaves all that it has learnt.
         """
-        made = [trial for trial in self.tuner.trials if trial.verdict != "not tried"]
+        made = [trial for trial in self.tuner.ledger.trials if trial.verdict != "not tried"]
         new, self._num_kept = made[self._num_kept :], len(made)
         if new:
             self._cache.add_trials(self._environment, [trial.to_json() | dict(trial.changes) for trial in new])
@@ -206,30 +206,28 @@ class LiveTuning:
 
     def _limit_share(self) -> dict[str, Any] | None:
         """How near a step of the plan comes to what this machine can do; None where that was not measured."""
-        tuner = self.tuner
-        if self._limits is None or tuner.cost is None or tuner.step_seconds is None:
+        cost, step, precision = self.tuner.observer.cost, self.tuner.ledger.step, self.tuner.plan.precision
+        if self._limits is None or cost is None or step is None or precision not in self._limits.matmul_flops:
             return None
-        precision = tuner.plan.precision
-        if precision not in self._limits.matmul_flops:
-            return None
-        return asdict(share_of_limit(tuner.cost, tuner.step_seconds, self._limits, precision))
+        return asdict(share_of_limit(cost, step.step_seconds, self._limits, precision))
 
     def to_json(self) -> dict[str, Any]:
         """The tuning part of a result; the trials are in its plan."""
-        tuner, split = self.tuner, self.tuner.first_split
+        ledger, observer = self.tuner.ledger, self.tuner.observer
+        account, step, first, split = ledger.account, ledger.step, ledger.first_step, observer.first_split
         return {
-            "seconds": tuner.account.spent,
-            "saved_seconds": tuner.account.saved,
-            "net_seconds": tuner.account.net,
-            "saved_seconds_interval": tuner.saved_interval,
-            "confirmation": tuner.confirmation.to_json() if tuner.confirmation is not None else None,
-            "complete": tuner.is_complete,
-            "from_cache": tuner.took_known,
-            "first_step_seconds": tuner.first_step_seconds,
-            "step_seconds": tuner.step_seconds,
-            "data_seconds": tuner.first_data_seconds,
+            "seconds": account.spent,
+            "saved_seconds": account.saved,
+            "net_seconds": account.net,
+            "saved_seconds_interval": ledger.saved_interval,
+            "confirmation": ledger.confirmation.to_json() if ledger.confirmation is not None else None,
+            "complete": self.tuner.is_complete,
+            "from_cache": self.tuner.took_known,
+            "first_step_seconds": first.step_seconds if first is not None else None,
+            "step_seconds": step.step_seconds if step is not None else None,
+            "data_seconds": first.data_seconds if first is not None else None,
             "limit": self._limit_share(),
-            "split": split.to_json() | {"looked_into": tuner.mix is not None} if split is not None else None,
+            "split": split.to_json() | {"looked_into": observer.mix is not None} if split is not None else None,
             "data_rates": to_json(self._data_rates) if self._data_rates is not None else None,
         }
 

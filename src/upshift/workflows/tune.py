@@ -174,14 +174,14 @@ def _plan_file(out: str | Path | None) -> Path | None:
 def _tell_trials(tuner: Tuner, on_trial: Callable[[str], None] | None) -> None:
     if on_trial is None:
         return
-    keep = tuner.on_trial
+    keep = tuner.ledger.on_trial
 
     def tell(trial: Trial) -> None:
         if keep is not None:
             keep(trial)
         on_trial(str(trial))
 
-    tuner.on_trial = tell
+    tuner.ledger.on_trial = tell
 
 
 def _make_steps(prepared: Prepared, tuning: LiveTuning) -> str | None:
@@ -237,9 +237,9 @@ def _tune_model(
             pass
         except KeyboardInterrupt:
             stopped = "stopped by SIGINT"
-    trials = tuple(trial.to_json() for trial in tuner.trials)
+    trials = tuple(trial.to_json() for trial in tuner.ledger.trials)
     plan = replace(tuner.plan, environment=description, trials=trials)
-    result = {"recipe": None, "tuning": None, "algorithm": None, "notes": [*tuner.notes, *loop.notes]}
+    result = {"recipe": None, "tuning": None, "algorithm": None, "notes": [*tuner.ledger.notes, *loop.notes]}
     return _result(result, plan, tuner, path, stopped)
 
 
@@ -249,5 +249,5 @@ def _result(about: dict[str, Any], plan: Plan, tuner: Tuner, path: Path | None, 
     if stopped is not None:
         kept = f"the best plan so far is in {path}" if path is not None else "no --out was given, so none is kept"
         raise Interrupted(f"tuning was {stopped}; {kept}")
-    where = {"plan": plan.to_json(), "speedup": tuner.speedup, "path": str(path) if path is not None else None}
-    return TunedPlan(plan, tuner.speedup, tuple(about["notes"]), about | where)
+    where = {"plan": plan.to_json(), "speedup": tuner.ledger.speedup, "path": str(path) if path is not None else None}
+    return TunedPlan(plan, tuner.ledger.speedup, tuple(about["notes"]), about | where)

@@ -20,18 +20,19 @@ def to_document(tuner: Tuner, plan: Plan) -> dict[str, Any] | None:
         tuner: At its end, or on its way: the document says which.
         plan: Its plan, with the evidence for it.
     """
-    made = [trial for trial in tuner.trials if trial.verdict != "not tried"]
-    if tuner.step_seconds is None or not (made or tuner.is_complete):
+    ledger = tuner.ledger
+    made = [trial for trial in ledger.trials if trial.verdict != "not tried"]
+    if ledger.step is None or not (made or tuner.is_complete):
         return None
     return {
         "plan": plan.to_json(),
-        "step_seconds": tuner.step_seconds,
-        "data_seconds": tuner.data_seconds,
-        "speedup": tuner.speedup,
-        "untried_seconds": tuner.untried_seconds,
+        "step_seconds": ledger.step.step_seconds,
+        "data_seconds": ledger.step.data_seconds,
+        "speedup": ledger.speedup,
+        "untried_seconds": ledger.untried_seconds,
         "build_seconds": sum(trial.build_seconds or 0.0 for trial in made if trial.verdict == "adopted"),
         # A plan that failed may have failed by chance: it is found anew.
-        "complete": tuner.is_complete and not tuner.was_demoted,
+        "complete": tuner.is_complete and not ledger.was_demoted,
         "decided": [*tuner.decided_before, *(trial.to_json() for trial in made if trial.is_decided)],
     }
 

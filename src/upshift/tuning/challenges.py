@@ -1,0 +1,175 @@
+"""The race of the candidates: one after another challenges the plan, and takes its place if it is proven faster."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from upshift.core import clock
+from upshift.core.racing import Contender, Race, RaceConfig
+from upshift.training.conductor import Conducted
+from upshift.tuning.candidates import Candidate, Job, candidates
+from upshift.tuning.compiler import CompilerCounts
+from upshift.tuning.config import TunerConfig
+from upshift.tuning.duels import SETTLE_STEPS, Duels
+from upshift.tuning.fidelity import Fidelity
+from upshift.tuning.ledger import Ledger
+from upshift.tuning.live import Block, CandidateFailed, CandidateRefused, LiveSteps, Story, first_line
+from upshift.tuning.observer import FIRST_STEPS, StepObserver
+from upshift.tuning.plan import Plan
+from upshift.tuning.trials import PRESENT, REFUSED_BEFORE, UNDECIDED, Verdict
+from upshift.tuning.whole_plans import first_candidate
+
+
+class Challenges:
+    """Races candidates against the ledger's plan.
+
+    Args:
+        live: Makes the steps.
+        ledger: Knows the plan; gets each candidate that is adopted, and what became of the others.
+        observer: Knows of a step what candidates are expected to gain by.
+        duels: Check and time a candidate.
+        job: What is trained, which decides what to try.
+        config: How the tuner goes about it.
+    """
+
+    def __init__(
+        self,
+        live: LiveSteps,
+        ledger: Ledger,
+        observer: StepObserver,
+        duels: Duels,
+        *,
+        job: Job,
+        config: TunerConfig,
+    ) -> None:
+        self._live, self._ledger, self._observer, self._duels = live, ledger, observer, duels
+        self._job, self._config = job, config
+        self._refused: list[Plan] = []
+        self._compiler = CompilerCounts()
+
+    def race(self, loop: Conducted, whole_plans: Sequence[Candidate], refused_before: Sequence[Plan]) -> Story:
+        """Challenge the plan with one candidate after another, the most promising first.
+
+        Args:
+            loop: The training.
+            whole_plans: Plans from elsewhere, which are raced before all else.
+            refused_before: What an earlier run found to be no faster, and is not tried again.
+        """
+        self._refused += refused_before
+        first_of_all = list(whole_plans) if any(candidate.changes for candidate in whole_plans) else []
+        config = RaceConfig(budget_seconds=self._config.budget_seconds, seed=self._config.seed)
+        contest = Race("the plan", config=config, clock=clock.now)
+        entered: dict[str, Candidate] = {}
+        while True:
+            num_entered = len(entered)
+            # What may be faster than the plan as it is now: what was adopted changes that.
+            found = first_of_all or candidates(self._job, self._ledger.plan, self._observer.observed(loop))
+            first_of_all = []
+            for candidate in found:
+                if candidate.name not in entered:
+                    entered[candidate.name] = candidate
+                    contest.enter(self._contender(candidate))
+            num_seen = len(contest.outcomes)
+            chosen = contest.next()
+            for outcome in contest.outcomes[num_seen:]:
+                skipped = entered[outcome.name]
+                cost = self._duels.expected_cost(skipped)
+                self._ledger.record(loop, skipped, "not tried", outcome.reason, cost)
+            if chosen is not None:
+                yield from self._challenge(loop, entered[chosen.name], contest)
+            elif len(entered) == num_entered:
+                break
+
+    def race_first_plan(self, loop: Conducted) -> Story:
+        """Race the plan that training began with against the tuned one, which became slow."""
+        ledger = self._ledger
+        contest = Race("the plan", config=RaceConfig(seed=self._config.seed), clock=clock.now)
+        first = first_candidate(ledger.first_plan, ledger.plan)
+        ledger.step = yield Block(ledger.plan, num_steps=FIRST_STEPS, settle=SETTLE_STEPS)
+        contest.enter(Contender(name=first.name, expected_gain=first.gain, expected_cost_seconds=0.0))
+        contest.next()
+        yield from self._challenge(loop, first, contest)
+        if ledger.plan == ledger.first_plan:
+            ledger.demote_all_before_last("its steps became slow")
+
+    def _contender(self, candidate: Candidate) -> Contender:
+        cost = self._duels.expected_cost(candidate)
+        return Contender(name=candidate.name, expected_gain=candidate.gain, expected_cost_seconds=cost)
+
+    def _challenge(self, loop: Conducted, candidate: Candidate, contest: Race) -> Story:
+        """Check a candidate, race it against the plan, and adopt it if it is proven faster."""
+        live, ledger, duels = self._live, self._ledger, self._duels
+        plan = candidate.plan(ledger.plan)
+        cost = duels.expected_cost(candidate)
+        refusal = self._refusal(loop, candidate, plan, cost)
+        if refusal is not None:
+            contest.skip(refusal)
+            ledger.record(loop, candidate, "not tried", refusal, cost)
+            return
+        ledger.book_spent()
+        spent_before = ledger.account.spent
+        fidelity: Fidelity | None = None
+        build_seconds = None
+        duel, compiled = contest.duel, self._compiler.read()
+        try:
+            yield from duels.full_batch()
+            fidelity, build_seconds = duels.check(loop, candidate, plan)
+            if fidelity is not None and fidelity.reason is not None:
+                raise CandidateRefused(fidelity.reason)
+            challenger = yield from duels.race(loop, plan, contest)
+            outcome = contest.outcomes[-1]
+            verdict: Verdict = "adopted" if outcome.verdict == "faster" else "refused"
+            reason = outcome.reason
+        except GeneratorExit:
+            ledger.record(
+                loop,
+                candidate,
+                "refused",
+                UNDECIDED,
+                cost,
+                build_seconds=build_seconds,
+                seconds=ledger.account.spent - spent_before,
+                duel=duel,
+                fidelity=fidelity,
+            )
+            raise
+        except CandidateRefused as refused:
+            verdict, reason = "refused", str(refused)
+        except CandidateFailed as failed:
+            verdict, reason = "failed", str(failed)
+        except Exception as error:  # whatever a backend raises: training goes on without it
+            verdict, reason = "failed", first_line(error)
+        if contest.is_on:
+            contest.fail(reason)
+        if verdict == "adopted" and duel is not None:
+            step, speedup = duels.gained(plan, challenger, duel.interval.estimate)
+            ledger.adopt(plan, step, speedup, live.take_seconds())
+        else:
+            self._refused.append(plan)
+            ledger.book_lost(live.take_seconds())
+        live.go_back(loop)
+        live.drop_other_loaders()
+        loop.step.forget_compiled()
+        ledger.book_spent()
+        graphs = self._compiler.read().since(compiled)
+        ledger.record(
+            loop,
+            candidate,
+            verdict,
+            reason,
+            cost,
+            build_seconds=build_seconds,
+            seconds=ledger.account.spent - spent_before,
+            duel=duel,
+            fidelity=fidelity,
+            details=graphs.to_json() if plan.compile != "none" else {},
+        )
+
+    def _refusal(self, loop: Conducted, candidate: Candidate, plan: Plan, cost: float) -> str | None:
+        """Why a candidate is not tried; None if it is."""
+        refusal = None if self._config.stop_when_done else self._ledger.refusal(loop, candidate, cost)
+        if plan == self._ledger.plan:
+            refusal = PRESENT
+        if plan in self._refused:
+            refusal = REFUSED_BEFORE
+        return refusal

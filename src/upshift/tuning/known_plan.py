@@ -1,0 +1,121 @@
+"""The plan that an earlier run of the same job found: taken as it is, as long as it is still right and fast."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from typing import Any
+
+from upshift.training.conductor import Conducted
+from upshift.tuning.candidates import Candidate
+from upshift.tuning.config import KnownPlan
+from upshift.tuning.duels import SETTLE_STEPS, Duels
+from upshift.tuning.fidelity import Fidelity
+from upshift.tuning.ledger import Ledger
+from upshift.tuning.live import Block, LiveSteps, first_line
+from upshift.tuning.observer import FIRST_STEPS
+from upshift.tuning.plan import Plan
+from upshift.tuning.stopwatch import Measured
+from upshift.tuning.whole_plans import known_candidate, refused_plans
+
+SLOWER_THAN_RECORDED = 1.25
+
+
+class Recall:
+    """Goes on with what an earlier run found.
+
+    Args:
+        known: What it found.
+        live: Makes the steps.
+        ledger: Knows the plan; gets the known one if it is taken.
+        duels: How its gradients are checked.
+
+    Attributes:
+        was_taken: Whether training went on with the known plan.
+        decided: The trials of that run, where it was stopped on its way and its plan is not refused: only the other
+            candidates are raced.
+        to_race: The known plan, where its steps are not as fast as then: it has to prove itself like any other.
+    """
+
+    def __init__(self, known: KnownPlan, live: LiveSteps, ledger: Ledger, duels: Duels) -> None:
+        self.was_taken = False
+        self.decided: tuple[Mapping[str, Any], ...] = () if known.is_complete else known.decided
+        self.to_race: list[Candidate] = []
+        self._known, self._live, self._ledger, self._duels = known, live, ledger, duels
+
+    @property
+    def refused(self) -> list[Plan]:
+        """The plans that the earlier run refused."""
+        return refused_plans(self.decided, self._ledger.first_plan)
+
+    def take(self, loop: Conducted) -> Generator[Block, Measured, bool]:
+        """Take the known plan if it is still right and fast; whether it was taken."""
+        self.was_taken = yield from self._take(loop)
+        if self.was_taken:
+            self._ledger.untried_seconds = self._known.untried_seconds
+        else:
+            self.decided = ()
+        return self.was_taken
+
+    def leaves_to_race(self, loop: Conducted) -> bool:
+        """Whether the earlier run did not decide every candidate.
+
+        It may have been stopped; or this training has far more time than the one before, which could not afford all.
+        """
+        known = self._known
+        remaining = loop.remaining_steps * self._ledger.known_step.step_seconds
+        pays_to_look_again = known.untried_seconds is not None and remaining > 2 * known.untried_seconds
+        return not known.is_complete or pays_to_look_again
+
+    def _take(self, loop: Conducted) -> Generator[Block, Measured, bool]:
+        known, ledger, duels, before = self._known, self._ledger, self._duels, self._ledger.known_step
+        candidate = known_candidate(known, ledger.plan)
+        plan = candidate.plan(ledger.plan)
+        if not candidate.changes:
+            return self._is_as_fast(before, with_wait=False)
+        cost = duels.expected_cost(candidate)
+        refusal = ledger.refusal(loop, candidate, cost)
+        if refusal is not None:
+            ledger.record(loop, candidate, "not tried", refusal, cost)
+            return False
+        fidelity: Fidelity | None = None
+        try:
+            yield from duels.full_batch()
+            ledger.book_steps(self._live.take_seconds())
+            fidelity, build_seconds = duels.check(loop, candidate, plan)
+            if fidelity is None or fidelity.reason is None:
+                now = yield Block(plan, num_steps=FIRST_STEPS, settle=SETTLE_STEPS)
+        except Exception as error:  # whatever a backend raises: training goes on without it
+            ledger.record(loop, candidate, "failed", first_line(error), cost)
+            return False
+        if fidelity is not None and fidelity.reason is not None:
+            ledger.record(loop, candidate, "refused", fidelity.reason, cost, fidelity=fidelity)
+            return False
+        of_data = duels.is_of_data(plan)
+        speedup = before.seconds / now.seconds if of_data else before.step_seconds / now.step_seconds
+        if speedup <= 1.0 or not self._is_as_fast(now, with_wait=of_data):
+            ledger.book_trial(FIRST_STEPS + SETTLE_STEPS, before.seconds, self._live.take_seconds())
+            self.to_race.append(candidate)
+            return False
+        ledger.adopt(plan, now, speedup, self._live.take_seconds())
+        self._live.go_back(loop)
+        ledger.record(
+            loop,
+            candidate,
+            "adopted",
+            f"steps of {now.step_seconds * 1e3:.3g} ms, {known.step_seconds * 1e3:.3g} ms when it was found",
+            cost,
+            build_seconds=build_seconds,
+            fidelity=fidelity,
+        )
+        return True
+
+    def _is_as_fast(self, now: Measured, *, with_wait: bool) -> bool:
+        """Whether steps are as fast as recorded; waits count for a plan of loading, and are mere noise else."""
+        slower = now.step_seconds / self._known.step_seconds
+        if with_wait:
+            slower = now.seconds / (self._known.step_seconds + self._known.data_seconds)
+        if slower > SLOWER_THAN_RECORDED:
+            self._ledger.notes.append(
+                f"steps are {slower:.2f} times slower than when the plan was found: it is tuned again"
+            )
+        return slower <= SLOWER_THAN_RECORDED

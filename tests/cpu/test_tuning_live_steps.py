@@ -1,0 +1,93 @@
+"""Live steps by themselves: a story asks for blocks of them, and gets their times, or hears that a plan failed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from live_trainings import CPU, STEP_SECONDS, Net, assert_same_losses, plainly, train
+
+from upshift.training.conductor import Conducted
+from upshift.tuning.config import TunerConfig
+from upshift.tuning.ledger import Ledger
+from upshift.tuning.live import Block, CandidateFailed, LiveSteps, Story
+from upshift.tuning.plan import BASELINE, Plan
+from upshift.tuning.stopwatch import Measured
+
+pytestmark = pytest.mark.usefixtures("simulated_clock")
+
+CHANNELS_LAST = Plan(memory_format="channels_last")
+
+
+def a_ledger() -> Ledger:
+    return Ledger(BASELINE, config=TunerConfig())
+
+
+def panic(logits: torch.Tensor) -> torch.Tensor:
+    raise RuntimeError("kernel panic")
+
+
+def test_a_story_gets_the_times_of_the_blocks_it_asks_for(tmp_path: Path) -> None:
+    times: list[Measured] = []
+
+    def story(loop: Conducted) -> Story:
+        for plan in (BASELINE, CHANNELS_LAST):
+            times.append((yield Block(plan, num_steps=5, settle=2)))
+            steps_made.append(loop.steps_made)
+
+    steps_made: list[int] = []
+    model, completed = Net(slow="channels_last", seconds=0.01), list[bool]()
+    live = LiveSteps(story, a_ledger(), loader_for=None, device=CPU, on_complete=lambda: completed.append(True))
+    train(tmp_path, model, live, epochs=1)
+    plain, other = (of_block.step_seconds for of_block in times)
+    assert plain == pytest.approx(STEP_SECONDS, rel=0.2) and other == pytest.approx(STEP_SECONDS + 0.01, rel=0.2)
+    assert steps_made == [7, 14] and len(model.batches) == 7
+    assert live.is_complete and completed == [True]
+    assert model.conv.weight.is_contiguous(), "the rest is made by the ledger's plan"
+
+
+def test_a_story_hears_that_a_step_it_asked_for_failed_and_the_step_is_made_again(tmp_path: Path) -> None:
+    heard: list[str] = []
+
+    def story(loop: Conducted) -> Story:
+        try:
+            yield Block(CHANNELS_LAST, num_steps=5, settle=0)
+        except CandidateFailed as failed:
+            heard.append(str(failed))
+        yield Block(BASELINE, num_steps=1, settle=0)
+
+    model = Net()
+    plain = train(tmp_path / "plain", plainly(model), epochs=1)
+    model.trouble = panic
+    ledger = a_ledger()
+    live = LiveSteps(story, ledger, loader_for=None, device=CPU)
+    found = train(tmp_path / "live", model, live, epochs=1)
+    assert heard == ["RuntimeError: kernel panic"] and live.is_complete
+    assert not ledger.was_demoted and found.losses == plain.losses
+
+
+def test_a_plan_that_fails_once_it_is_the_ledgers_ends_the_story_and_is_demoted(tmp_path: Path) -> None:
+    ended: list[bool] = []
+    ledger, model = a_ledger(), Net()
+
+    def story(loop: Conducted) -> Story:
+        first = yield Block(BASELINE, num_steps=2, settle=0)
+        ledger.set_first_step(first)
+        found = yield Block(CHANNELS_LAST, num_steps=2, settle=0)
+        ledger.adopt(CHANNELS_LAST, found, 2.0, live.take_seconds())
+        live.go_back(loop)
+        model.trouble = panic
+        try:
+            yield Block(CHANNELS_LAST, num_steps=5, settle=0)
+        finally:
+            ended.append(True)
+
+    plain = train(tmp_path / "plain", plainly(model), epochs=1)
+    live = LiveSteps(story, ledger, loader_for=None, device=CPU)
+    found = train(tmp_path / "live", model, live, epochs=1)
+    assert ended == [True] and live.is_complete and ledger.was_demoted
+    assert ledger.plan == BASELINE and ledger.step == ledger.first_step and ledger.speedup == 1.0
+    assert any("dropped for the first one: it failed at step 5" in note for note in found.notes)
+    assert model.conv.weight.is_contiguous()
+    assert_same_losses(found.losses, plain.losses)
