@@ -198,7 +198,35 @@ def test_fused_kernels_are_switched_on_and_off(fused: bool) -> None:
     model, _, _ = make()
     optimizer = torch.optim.SGD(model.parameters(), momentum=0.9, fused=not fused)
     Plan(fused_optimizer=fused).apply(model, optimizer)
+    # Not False: torch takes its kernels for many tensors at once only where it is not told.
+    assert [group["fused"] for group in optimizer.param_groups] == [True if fused else None]
+
+
+@pytest.mark.parametrize("fused", [None, False, True])
+def test_a_plan_that_says_nothing_of_fused_kernels_leaves_the_optimizer_as_it_is(fused: bool | None) -> None:
+    model, _, _ = make()
+    optimizer = torch.optim.AdamW(model.parameters(), fused=fused)
+    Plan(fused_optimizer=None).apply(model, optimizer)
     assert [group["fused"] for group in optimizer.param_groups] == [fused]
+
+
+class SelfPaced(torch.optim.SGD):
+    """As Adafactor of transformers: it finds its rate itself."""
+
+    def __init__(self, parameters: Any, *, has_rate: bool) -> None:
+        super().__init__(parameters)
+        for group in self.param_groups:
+            group["lr"] = None
+            if not has_rate:
+                del group["lr"]
+
+
+@pytest.mark.parametrize("has_rate", [False, True])
+def test_an_optimizer_without_a_learning_rate_is_laid_out_like_any_other(has_rate: bool) -> None:
+    model, _, _ = make()
+    optimizer = SelfPaced(model.parameters(), has_rate=has_rate)
+    assert plan(memory_format="channels_last").apply(model, optimizer)[1] is optimizer
+    assert model.stem.weight.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_optimizers_without_fused_kernels_stay_as_they_are() -> None:

@@ -475,6 +475,25 @@ def test_optimizers_that_need_a_closure_are_refused() -> None:
         tune(model, optimizer=torch.optim.LBFGS(model.parameters()))
 
 
+@pytest.mark.parametrize("rate", [{"lr": None}, {}], ids=["none", "no lr"])
+def test_optimizers_that_find_their_rate_themselves_are_refused_before_anything_changes(rate: dict[str, Any]) -> None:
+    model, threads = mlp(), torch.get_num_threads()
+    optimizer = torch.optim.SGD(model.parameters())
+    del optimizer.param_groups[0]["lr"]
+    optimizer.param_groups[0].update(rate)
+    with pytest.raises(ConfigError, match=r"learning rate that can be set.*SGD with.*or tune without the optimizer"):
+        tune(model, optimizer=optimizer)
+    assert torch.get_num_threads() == threads
+
+
+def test_running_out_of_memory_is_told_as_that() -> None:
+    def loss(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+
+    with pytest.raises(ConfigError, match=r"must fit in memory.*can't allocate.*smaller batches"):
+        tune(mlp(), loss)
+
+
 def test_compiled_models_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"before torch\.compile"):
         tune(torch.compile(mlp()))
@@ -615,8 +634,25 @@ def test_the_plan_begins_with_how_the_loop_executes_now() -> None:
     loop = OwnLoop(model, functional.cross_entropy, data, torch.optim.SGD(model.parameters(), fused=True))
     plan = loop.plan
     assert (plan.memory_format, plan.fused_optimizer, plan.num_workers) == ("channels_last", True, 2)
-    loop = OwnLoop(mlp(), functional.cross_entropy, [next(batches_once(1))], None)
+    model = mlp()
+    loop = OwnLoop(model, functional.cross_entropy, [next(batches_once(1))], torch.optim.SGD(model.parameters()))
     assert (loop.plan.memory_format, loop.plan.fused_optimizer, loop.plan.data_path) == ("contiguous", False, "auto")
+
+
+def test_a_plan_that_was_found_without_the_optimizer_leaves_its_fused_kernels_as_they_are() -> None:
+    model = mlp()
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    tuned = tune(model)
+    assert tuned.plan.fused_optimizer is None
+    assert not any("fused_optimizer" in trial["changes"] for trial in tuned.plan.trials)
+    tuned.apply(model, optimizer)
+    assert optimizer.param_groups[0]["fused"] is True
+
+
+def test_an_optimizer_without_fused_kernels_is_proposed_none() -> None:
+    model = mlp()
+    loop = OwnLoop(model, functional.cross_entropy, loader(), torch.optim.Rprop(model.parameters()))
+    assert loop.plan.fused_optimizer is None
 
 
 def test_fp16_is_never_proposed_as_a_loop_would_have_to_scale_its_loss() -> None:

@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from upshift.errors import BadInputError, ConfigError
+from upshift.training.builtin_optimizers import BUILTIN
 from upshift.training.config import OptimizerConfig
-from upshift.training.optimizers import BUILTIN, OptimizerSet, build_optimizer
+from upshift.training.optimizers import OptimizerSet, build_optimizer
 from upshift.training.rng import restore_rng_state, rng_state, seed_everything
 
 NUM_STEPS = 3

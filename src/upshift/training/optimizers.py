@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,10 +12,9 @@ from torch import nn
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from upshift.errors import BadInputError, ConfigError, MissingExtraError, UnknownNameError
+from upshift.training.builtin_optimizers import BUILTIN, ParamGroups, builtin_info, fused_or_torchs_choice
 from upshift.training.config import OptimizerConfig
 from upshift.training.optimizer_state import pack, unpack
-
-ParamGroups = list[dict[str, Any]]
 
 
 class OptimizerSet:
@@ -39,13 +37,25 @@ class OptimizerSet:
         self.package_name = package_name
         self.parameter_names = names
         self._parameters = list(names)
-        self._peaks = [[float(group["lr"]) for group in optimizer.param_groups] for optimizer in optimizers]
+        self._peaks = [[_rate(group) for group in optimizer.param_groups] for optimizer in optimizers]
         self.supports_found_inf = self._all_support_found_inf()
 
     def set_learning_rate(self, factor: float) -> None:
-        """Set each group's rate to `factor` times its peak."""
+        """Set each group's rate to `factor` times its peak.
+
+        Raises:
+            ConfigError: A group has no rate.
+        """
         for optimizer, peaks in zip(self.optimizers, self._peaks, strict=True):
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+                if peak is None:
+                    raise ConfigError(
+                        "an optimizer must have a learning rate that can be set, a number lr in each of its groups",
+                        received=f"{type(optimizer).__name__} with lr={group['lr']!r}"
+                        if "lr" in group
+                        else f"{type(optimizer).__name__} without lr",
+                        hint="give it a number, as lr=1e-3, or tune without the optimizer",
+                    )
                 group["lr"] = peak * factor
 
     @property
@@ -132,16 +142,20 @@ class OptimizerSet:
 
         self.follow_layout()
 
-    def set_fused(self, fused: bool) -> None:
-        """Use torch's fused kernels from now on, or not, where an optimizer has them for its parameters."""
-        for optimizer in self.optimizers:
-            info = next((info for info in BUILTIN.values() if type(optimizer) is info.type), None)
+    def set_fused(self, fused: bool | None) -> None:
+        """Use torch's fused kernels from now on, or not, where an optimizer has them for its parameters.
+
+        Args:
+            fused: None leaves every optimizer as it is.
+        """
+        for optimizer in self.optimizers if fused is not None else ():
+            info = builtin_info(optimizer)
             if info is None or all(bool(group["fused"]) == fused for group in optimizer.param_groups):
                 continue
             parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-            can = fused and all(parameter.dtype in info.fused_dtypes for parameter in parameters)
+            can = bool(fused) and all(parameter.dtype in info.fused_dtypes for parameter in parameters)
             for group in optimizer.param_groups:
-                group["fused"] = can
+                group["fused"] = fused_or_torchs_choice(can)
             # What the fused kernels and the gradient scaler look for; set by the constructor alone.
             optimizer._step_supports_amp_scaling = can  # type: ignore[attr-defined]
             for told in ("found_inf", "grad_scale"):  # by fused steps; others refuse to step with them
@@ -222,6 +236,14 @@ def _step(optimizer: torch.optim.Optimizer) -> None:
         optimizer.step()
 
 
+def _rate(group: dict[str, Any]) -> float | None:
+    """The learning rate of a group; None where it has none, as of an optimizer that finds its own."""
+    try:
+        return float(group["lr"])
+    except (KeyError, TypeError):
+        return None
+
+
 def _is_own(optimizer: torch.optim.Optimizer) -> bool:
     """Whether its state is one tensor or number for each name and parameter, as we know of torch's own."""
     return type(optimizer) in (torch.optim.Muon, *(info.type for info in BUILTIN.values()))
@@ -239,47 +261,18 @@ def _json_value(value: Any, optimizer: torch.optim.Optimizer, key: str) -> Any:
     )
 
 
-@dataclass(frozen=True)
-class OptimizerInfo:
-    """What is known of a built-in optimizer."""
-
-    type: type[torch.optim.Optimizer]
-    make: Callable[[ParamGroups, OptimizerConfig, bool], torch.optim.Optimizer]
-    fused_dtypes: tuple[torch.dtype, ...]
-    takes: tuple[str, ...]
-
-
-def _sgd(groups: ParamGroups, config: OptimizerConfig, fused: bool) -> torch.optim.Optimizer:
-    return torch.optim.SGD(
-        groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, fused=fused, **config.options
-    )
-
-
-def _adam(groups: ParamGroups, config: OptimizerConfig, fused: bool) -> torch.optim.Optimizer:
-    return torch.optim.Adam(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused, **config.options)
-
-
-def _adamw(groups: ParamGroups, config: OptimizerConfig, fused: bool) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused, **config.options)
-
-
 # Fields that not every optimizer takes, with what they are where nobody has set them.
 _DEFAULTS = {name: getattr(OptimizerConfig(), name) for name in ("momentum", "nesterov", "betas", "eps", "adamw_lr")}
-_FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-BUILTIN = {
-    "sgd": OptimizerInfo(torch.optim.SGD, _sgd, _FLOATS, ("momentum", "nesterov")),
-    "adam": OptimizerInfo(torch.optim.Adam, _adam, _FLOATS, ("betas", "eps")),
-    "adamw": OptimizerInfo(torch.optim.AdamW, _adamw, _FLOATS, ("betas", "eps")),
-}
 
 
-def build_optimizer(model: nn.Module, config: OptimizerConfig, *, fused: bool = False) -> OptimizerSet:
+def build_optimizer(model: nn.Module, config: OptimizerConfig, *, fused: bool | None = None) -> OptimizerSet:
     """The optimizer of a model.
 
     Args:
         model: Its parameters that require gradients are updated.
         config: Which optimizer and how.
-        fused: Use torch's fused kernel where the optimizer has one for the parameters' device and dtype.
+        fused: Use torch's fused kernel where the optimizer has one for the parameters' device and dtype; else, and
+            where this is None, torch chooses among its others.
 
     Raises:
         UnknownNameError: No such optimizer.
@@ -300,8 +293,8 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig, *, fused: bool = 
             optimizers = _muon(model, named, config, fused)
         elif config.name in BUILTIN:
             info = BUILTIN[config.name]
-            can_fuse = fused and all(parameter.dtype in info.fused_dtypes for _, parameter in named)
-            optimizers = [info.make(decay_groups(named, config), config, can_fuse)]
+            can_fuse = bool(fused) and all(parameter.dtype in info.fused_dtypes for _, parameter in named)
+            optimizers = [info.make(decay_groups(named, config), config, fused_or_torchs_choice(can_fuse))]
         else:
             optimizers = [_from_pytorch_optimizer(decay_groups(named, config), config)]
         is_own = config.name == "muon" or config.name in BUILTIN
@@ -331,7 +324,7 @@ def decay_groups(named: Iterable[tuple[str, nn.Parameter]], config: OptimizerCon
 
 
 def _muon(
-    model: nn.Module, named: list[tuple[str, nn.Parameter]], config: OptimizerConfig, fused: bool
+    model: nn.Module, named: list[tuple[str, nn.Parameter]], config: OptimizerConfig, fused: bool | None
 ) -> list[torch.optim.Optimizer]:
     """Muon for hidden 2-D weights and AdamW for the rest: embeddings, the output layer, norms, biases,
     convolutions (Jordan 2024, https://kellerjordan.github.io/posts/muon; torch.optim.Muon is 2-D only)."""
@@ -360,7 +353,7 @@ def _muon(
                 lr=config.adamw_lr or config.lr,
                 betas=config.betas,
                 eps=config.eps,
-                fused=fused,
+                fused=fused_or_torchs_choice(fused),
             )
         )
     return optimizers

@@ -246,7 +246,7 @@ def _threads(job: Job, plan: Plan, observed: Observed) -> list[Candidate]:
 
 
 def _optimizers(plan: Plan, observed: Observed) -> list[Candidate]:
-    if plan.fused_optimizer:
+    if plan.fused_optimizer is not False:
         return []
     return [
         Candidate(

@@ -12,10 +12,11 @@ from torch import nn
 from upshift.core import clock
 from upshift.errors import BadInputError, ConfigError, DataError, NonFiniteLossError
 from upshift.training.batches import Tree, num_samples, shapes
+from upshift.training.builtin_optimizers import has_fused_kernels
 from upshift.training.conductor import Conductor
 from upshift.training.config import TrainingConfig
 from upshift.training.optimizers import OptimizerSet
-from upshift.training.step import TrainingStep
+from upshift.training.step import TrainingStep, is_out_of_memory
 from upshift.tuning.candidates import Job, job_of
 from upshift.tuning.live import first_line
 from upshift.tuning.own_batches import Batch, OwnBatches
@@ -73,15 +74,15 @@ class OwnLoop:
         optimizers.set_learning_rate(0.0)
         self._batches = OwnBatches(data, self.device)
         try:
-            self._begin(optimizers, checked(loss or loss_of_outputs), model)
+            self._begin(optimizers, checked(loss or loss_of_outputs), model, fused=_is_fused(copied))
         except BaseException:
             self._batches.close()
             raise
 
-    def _begin(self, optimizers: OptimizerSet, loss: Loss, original: nn.Module) -> None:
+    def _begin(self, optimizers: OptimizerSet, loss: Loss, original: nn.Module, *, fused: bool | None) -> None:
         batches = self._batches.look(NUM_LOOKED_AT)
         self.batch_size, self._changes_size = _usual_size(batches)
-        self.plan = _plan_of(self.model, self._batches, optimizers, self.device)
+        self.plan = _plan_of(self.model, self._batches, self.device, fused=fused)
         self.step = TrainingStep(
             self.model,
             loss,
@@ -197,6 +198,12 @@ def _refuse(error: Exception) -> NoReturn:
     """Raise an error of the user's code as one of what was given."""
     if isinstance(error, BadInputError):
         raise error
+    if is_out_of_memory(error):
+        raise ConfigError(
+            "a training step must fit in memory beside the model itself: tuning trains a copy of it",
+            received=first_line(error),
+            hint="tune with smaller batches, or a smaller model; or free memory first",
+        ) from error
     raise ConfigError(
         "model and loss must take each batch of the data",
         received=first_line(error),
@@ -211,15 +218,21 @@ def _usual_size(batches: Sequence[Batch]) -> tuple[int, bool]:
     return size, 2 * count < len(batches)
 
 
-def _plan_of(model: nn.Module, batches: OwnBatches, optimizers: OptimizerSet, device: torch.device) -> Plan:
+def _is_fused(optimizer: torch.optim.Optimizer | None) -> bool | None:
+    """Whether the user's optimizer takes fused kernels; None where there is nothing that could be switched."""
+    if optimizer is None or not has_fused_kernels(optimizer):
+        return None
+    return all(bool(group["fused"]) for group in optimizer.param_groups)
+
+
+def _plan_of(model: nn.Module, batches: OwnBatches, device: torch.device, *, fused: bool | None) -> Plan:
     """How the user's loop executes now."""
-    groups = [group for optimizer in optimizers.optimizers for group in optimizer.param_groups]
     known = device.type if device.type in ("cpu", "cuda", "mps") else "auto"
     return Plan(
         device=cast(Literal["auto", "cpu", "cuda", "mps"], known),
         precision="tf32" if device.type == "cuda" and torch.get_float32_matmul_precision() != "highest" else "fp32",
         memory_format="channels_last" if _is_channels_last(model) else "contiguous",
-        fused_optimizer=all(bool(group.get("fused")) for group in groups),
+        fused_optimizer=fused,
         data_path="worker" if batches.takes_workers else "auto",
         num_workers=batches.num_workers,
     )

@@ -36,7 +36,8 @@ class Plan:
         compile_mode: The mode of torch.compile; None is its default.
         activation_checkpointing: Keep only the inputs of the blocks that repeat, and compute their activations once
             more in the backward pass: less memory for more time.
-        fused_optimizer: Use torch's fused optimizer kernels where there are some.
+        fused_optimizer: Use torch's fused optimizer kernels where there are some; None leaves the optimizer of a loop
+            of the user's own as it is.
         data_path: Where batches come from: "resident" (the whole store in memory, on the device where
             it fits), "mmap" (the store's file), "worker" (a torch DataLoader); "auto" decides by size.
         num_workers: Worker processes of the data path "worker".
@@ -56,7 +57,7 @@ class Plan:
     compile: Literal["none", "whole", "regional", "step"] = "none"
     compile_mode: Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] | None = None
     activation_checkpointing: bool = False
-    fused_optimizer: bool = True
+    fused_optimizer: bool | None = True
     data_path: Literal["auto", "resident", "mmap", "worker"] = "auto"
     num_workers: int = 0
     num_threads: int | None = None

@@ -69,5 +69,6 @@ def _made(job: Job, name: str, *, used: int) -> str:
         return call("torch.optim.Muon", arguments, indent=4, used=used)
     rate = "LEARNING_RATE" if config.adamw_lr is None else literal(config.adamw_lr)
     rest = ["groups"] if splits_decay(config) else ["rest", f"weight_decay={literal(config.weight_decay)}"]
-    arguments = [*rest, f"lr={rate}", *keywords({"betas": config.betas, "eps": config.eps, "fused": job.fused})]
+    fused = {"fused": True} if job.fused else {}
+    arguments = [*rest, f"lr={rate}", *keywords({"betas": config.betas, "eps": config.eps, **fused})]
     return call("torch.optim.AdamW", arguments, indent=4, used=used)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from upshift.training.builtin_optimizers import BUILTIN
 from upshift.training.config import OptimizerConfig
-from upshift.training.optimizers import BUILTIN
 from upshift.training.schedules import ONE_CYCLE_WARMUP
 from upshift.tuning.emit.carry import Carried
 from upshift.tuning.emit.decay import decay_groups, splits_decay
@@ -21,7 +21,8 @@ def make_optimizer(job: Job) -> str:
     if config.name == "muon":
         return make_muon(job)
     groups = splits_decay(config)
-    fused = {"fused": job.fused} if config.name in BUILTIN else {}
+    # Not False: torch takes its kernels for many tensors at once only where it is not told.
+    fused = {"fused": True} if config.name in BUILTIN and job.fused else {}
     parameters = "groups" if groups else "parameters"
     decay: dict[str, Any] = {} if groups else {"weight_decay": config.weight_decay}
     values = {"lr": None, **_hyperparameters(config), **decay, **fused, **config.options}
