@@ -33,6 +33,7 @@ CHANGES_OF_PLANS: dict[str, dict[str, Any]] = {
     "data_path": {"data_path": "mmap"},
     "num_threads": {"num_threads": 3},
     "micro_batch_size": {"micro_batch_size": 16},
+    "keep_freed_memory": {"keep_freed_memory": True},
 }
 REFUSED_OR_EVIDENCE = {"num_workers", "version", "environment", "trials"}
 
@@ -130,6 +131,39 @@ def test_what_a_framework_cannot_express_is_named(target: str) -> None:
     assert "best validation accuracy" in names(target, upshift.Plan(), [HELD_OUT])
 
 
+@pytest.mark.parametrize("target", ["lightning", "hf"])
+def test_a_step_as_one_graph_is_named_and_nothing_else_is_compiled_in_its_place(target: str) -> None:
+    plan = upshift.Plan(compile="step", compile_mode="max-autotune")
+    assert "the step as one compiled graph" in names(target, plan, [])
+    text = emitted(target, plan)
+    assert "torch.compile" not in text and "torch_compile" not in text and "max-autotune" not in text
+
+
+@pytest.mark.parametrize("target", ["lightning", "hf"])
+@pytest.mark.parametrize(("asked", "taken"), [(64, 97), (8, 97), (2, 1)])
+def test_a_batch_that_cannot_be_shared_out_is_taken_whole(target: str, asked: int, taken: int) -> None:
+    plan, overrides = upshift.Plan(micro_batch_size=asked), ["batch_size=97"]
+    assert f"\nMICRO_BATCH_SIZE = {taken}\nACCUMULATION = {97 // taken}" in emitted(target, plan, overrides)
+    assert ("97 has no divisor near" in names(target, plan, overrides)) == (taken == 97)
+
+
+def test_lightning_is_told_to_stop_at_the_target_and_after_the_epochs_of_patience() -> None:
+    # 287 validation samples: 273 of them are the first that make 0.95.
+    text = emitted("lightning", overrides=[HELD_OUT, "target.accuracy=0.95", "patience=3", "evaluate_every=2"])
+    threshold = float(text.partition("stopping_threshold=")[2].partition(",")[0])
+    assert 272 / 287 < threshold < 273 / 287 and 272 / 287 < 0.95 <= 273 / 287
+    assert 'mode="max", stopping_threshold=' in text and "patience=2" in text
+    text = emitted("lightning", overrides=["target.accuracy=1"])
+    assert 359 / 360 < float(text.partition("stopping_threshold=")[2].partition(",")[0]) < 1
+
+
+def test_an_end_that_lightning_does_not_evaluate_is_named() -> None:
+    for overrides in (["evaluate_every=3", "epochs=10"], ["max_steps=30"]):
+        assert "evaluation after the last step" in names("lightning", upshift.Plan(), overrides)
+    for overrides in (["evaluate_every=3", "epochs=9"], ["max_steps=46", "epochs=9"]):
+        assert "evaluation after the last step" not in names("lightning", upshift.Plan(), overrides)
+
+
 @pytest.mark.parametrize("target", ["lightning", "hf", "accelerate"])
 def test_fp16_is_named_where_it_may_be_refused(target: str) -> None:
     told = names(target, upshift.Plan(precision="fp16", device="cpu"), [])
@@ -194,6 +228,50 @@ def test_a_folder_with_files_of_others_is_not_replaced(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="must hold nothing else"):
         upshift.emit("baseline", "digits", "script", out=tmp_path / "train.py")
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["thesis.txt", "train-data"]
+
+
+RECIPE_BESIDE = """
+from torch import nn
+from upshift import DataConfig, Recipe
+
+
+class Net(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Flatten(), nn.Linear(64, 10))
+
+
+RECIPE = Recipe(name="mine", model=Net, data=DataConfig(source="digits"))
+"""
+
+
+@pytest.mark.parametrize("is_emitted_too", [False, True])
+def test_the_file_that_a_recipe_is_in_is_not_replaced(is_emitted_too: bool, tmp_path: Path) -> None:
+    source = tmp_path / "train_it.py"
+    text = (upshift.emit("baseline", "digits", "script").text if is_emitted_too else "") + RECIPE_BESIDE
+    source.write_text(text)
+    with pytest.raises(StorageError, match="an emitted file"):
+        upshift.emit("baseline", source, "script", out=source)
+    assert source.read_text() == text and list(tmp_path.iterdir()) == [source]
+
+
+def test_a_file_that_was_not_emitted_is_not_replaced(tmp_path: Path) -> None:
+    thesis = tmp_path / "thesis.py"
+    thesis.write_text('"""Mine."""\n')
+    with pytest.raises(StorageError, match="replaces none but one that was emitted before"):
+        upshift.emit("baseline", "digits", "script", out=thesis)
+    assert thesis.read_text() == '"""Mine."""\n' and list(tmp_path.iterdir()) == [thesis]
+
+
+def test_settings_of_the_process_are_as_they_were() -> None:
+    threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    try:
+        torch.set_num_threads(threads + 1)
+        torch.set_float32_matmul_precision("medium")
+        upshift.emit(upshift.Plan(num_threads=threads + 2), "digits", "script")
+        assert (torch.get_num_threads(), torch.get_float32_matmul_precision()) == (threads + 1, "medium")
+    finally:
+        torch.set_num_threads(threads)
+        torch.set_float32_matmul_precision(precision)
 
 
 @pytest.mark.parametrize("name", ["train", "train.txt", "my-train.py", "class.py", "1.py", ".py"])

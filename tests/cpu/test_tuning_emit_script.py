@@ -110,6 +110,16 @@ def test_script_keeps_the_best_average_of_the_weights_and_stops_for_patience(tmp
     assert both.recorded[-1]["epoch"] < 11
 
 
+@pytest.mark.parametrize("has_validation", [True, False])
+def test_script_evaluates_and_saves_what_a_schedule_free_optimizer_converges_with(
+    has_validation: bool, tmp_path: Path
+) -> None:
+    pytest.importorskip("pytorch_optimizer")
+    data = images(tmp_path / "images.npz", num_validation=50 * has_validation)
+    overrides = [f"data.source={data}", CNN, "epochs=3", "batch_size=40", "optimizer.name=schedulefreeadamw"]
+    assert_same_losses(compared(tmp_path, "cifar10-simplecnn", upshift.Plan(), [*overrides, "optimizer.lr=0.01"]))
+
+
 @pytest.mark.parametrize("has_validation", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_script_stops_at_the_target_when_it_is_evaluated(has_validation: bool, tmp_path: Path) -> None:
     data = images(tmp_path / "images.npz", num_validation=50 * has_validation)
@@ -198,6 +208,25 @@ def test_script_computes_blocks_once_more_and_counts_batches_once(tmp_path: Path
     both = compared(tmp_path, residual_recipe(tmp_path), plan, [])
     assert_same_losses(both)
     assert "recomputed(block.forward, block)" in both.emitted.text
+
+
+def test_script_keeps_freed_memory(tmp_path: Path) -> None:
+    plan = upshift.Plan(keep_freed_memory=True)
+    both = compared(tmp_path, residual_recipe(tmp_path), plan, [])
+    assert_same_losses(both)
+    assert "\n    keep_freed_memory()\n" in both.emitted.text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fields", [{}, {"micro_batch_size": 20, "precision": "bf16", "fused_optimizer": False}])
+def test_script_has_a_step_as_one_graph(fields: dict[str, Any], tmp_path: Path) -> None:
+    plan = upshift.Plan(compile="step", memory_format="channels_last", **fields)
+    data = images(tmp_path / "images.npz")
+    overrides = [f"data.source={data}", CNN, "epochs=2", "batch_size=40", "clip_grad_norm=0.5"]
+    overrides += ["optimizer.momentum=0.9", 'stages=[{"epochs": 1, "freeze": ["blocks.0.*"]}, {"epochs": 1}]']
+    both = compared(tmp_path, "cifar10-simplecnn", plan, overrides, atol=1e-4)
+    assert_same_losses(both, rtol=1e-4 if plan.precision == "fp32" else 1e-2)
+    assert "torch.func.grad_and_value(loss_of)" in both.emitted.text
 
 
 @pytest.mark.slow

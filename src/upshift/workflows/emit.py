@@ -18,12 +18,13 @@ from upshift.errors import ConfigError, StorageError
 from upshift.recipes.recipe import Recipe
 from upshift.training.optimizers import build_optimizer
 from upshift.training.stages import Stages
+from upshift.tuning.emit.assemble import is_emitted
 from upshift.tuning.emit.job import Job
 from upshift.tuning.emit.targets import find_target
 from upshift.tuning.plan import Plan, read_plan
 from upshift.workflows.arguments import verb
 from upshift.workflows.datasets import EVALUATION_BATCH_SIZE, Data
-from upshift.workflows.preparation import Prepared, prepare_training
+from upshift.workflows.preparation import Prepared, prepare_training, torch_settings_put_back
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class EmitResult:
 
 
 @verb
+@torch_settings_put_back()
 def emit(
     plan: str | Path | Plan,
     recipe: str | Path | Recipe,
@@ -98,7 +100,10 @@ def emit(
         on_data_progress=on_data_progress,
     )
     folder = f"{path.stem if path else prepared.recipe.name}-data"
-    emission = found.emit(_job(chosen, prepared, folder))
+    job = _job(chosen, prepared, folder)
+    if path is not None:
+        _refuse_sources(path, recipe, job)
+    emission = found.emit(job)
     files: list[Path] = []
     if path is not None:
         arrays = _write_arrays(path.parent / folder, prepared.dataset)
@@ -117,7 +122,34 @@ def _checked_path(path: Path) -> Path:
         )
     if path.is_dir():
         raise StorageError("an emitted file must not be a folder", received=path, hint="name a file ending in .py")
+    if path.exists() and not _is_emitted(path):
+        raise StorageError(
+            "an emitted file replaces none but one that was emitted before",
+            received=path,
+            hint="name another file with --out, or move that one",
+        )
     return path
+
+
+def _is_emitted(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return is_emitted(file.readline(1000).decode(errors="replace"))
+    except OSError:
+        return False
+
+
+def _refuse_sources(path: Path, recipe: str | Path | Recipe, job: Job) -> None:
+    """Refuse to replace a file that the recipe, its model or its loss is from."""
+    sources = [job.model.file, None if job.loss is None else job.loss.file]
+    sources += [] if isinstance(recipe, Recipe) else [str(recipe)]
+    for source in sources:
+        if source is not None and path.exists() and Path(source).exists() and path.samefile(source):
+            raise StorageError(
+                "an emitted file must not replace what the recipe is made of",
+                received=path,
+                hint="name another file with --out",
+            )
 
 
 def _job(plan: Plan, prepared: Prepared, data_folder: str) -> Job:
@@ -136,6 +168,9 @@ def _job(plan: Plan, prepared: Prepared, data_folder: str) -> Job:
         data_folder=data_folder,
         model=prepared.record.spec,
         optimizers=tuple(type(optimizer).__name__ for optimizer in optimizers),
+        averages=any(
+            callable(getattr(one, "eval", None)) and callable(getattr(one, "train", None)) for one in optimizers
+        ),
         fused=any(group.get("fused") for optimizer in optimizers for group in optimizer.param_groups),
         loss=None if recipe.loss is None else reference_to(recipe.loss, field="loss"),
         seed=prepared.seed,

@@ -8,9 +8,10 @@ from upshift.tuning.emit.constants import recipe_constants, seed_everything
 from upshift.tuning.emit.data import data_constants, data_sections
 from upshift.tuning.emit.job import Emission, Job
 from upshift.tuning.emit.loop import Words, loop_sections, missing_of_a_loop
-from upshift.tuning.emit.model import block_sections, model_sections
+from upshift.tuning.emit.model import block_sections, memory_section, model_sections
 from upshift.tuning.emit.optimizer import has_schedule, learning_rate_factor, loss_sections, make_optimizer
 from upshift.tuning.emit.source import call, lines, literal, when
+from upshift.tuning.emit.step_graph import step_graph_section
 
 
 def emit_accelerate(job: Job) -> Emission:
@@ -32,11 +33,13 @@ def emit_accelerate(job: Job) -> Emission:
         constants,
         *model_sections(job, carried, to_device=True),
         *block_sections(job, carried),
+        *memory_section(job),
         seed_everything(),
         *data_sections(job, carried),
         make_optimizer(job),
         *when(has_schedule(job), learning_rate_factor(job)),
         *loss_sections(job, carried),
+        *step_graph_section(job),
         *loop_sections(job, carried, _words(job)),
     ]
     missing = _missing(job)

@@ -11,6 +11,13 @@ from upshift.tuning.emit.imports import module
 from upshift.tuning.emit.job import Job
 from upshift.tuning.emit.source import LINE_LENGTH, lines, prose
 
+_SIGNATURE = "and a plan, written by upshift"
+
+
+def is_emitted(first_line: str) -> bool:
+    """Whether a file that begins with this line was made here."""
+    return first_line.startswith('"""') and _SIGNATURE in first_line
+
 
 def assemble(
     job: Job, kind: str, about: Sequence[str], missing: Sequence[str], sections: Sequence[str], carried: Carried
@@ -31,7 +38,7 @@ def assemble(
     own = [section for section in sections if section not in carried.sections]
     carried.check_free("\n\n\n".join(own))
     docstring = lines(
-        f'{kind} for the recipe "{prose(job.name)}" and a plan, written by upshift {__version__}.',
+        f'{kind} for the recipe "{prose(job.name)}" {_SIGNATURE} {__version__}.',
         "",
         [row for paragraph in about for row in (*_wrapped(paragraph), "")],
         "What it leaves out:",

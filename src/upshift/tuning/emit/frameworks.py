@@ -9,17 +9,25 @@ from upshift.tuning.emit.constants import log_every
 from upshift.tuning.emit.job import Job
 from upshift.tuning.emit.optimizer import has_schedule
 from upshift.tuning.emit.source import lines, literal, when
+from upshift.tuning.emit.step_graph import compiles_step
 
 
 def for_a_trainer(job: Job) -> Job:
-    """The job without what a framework's trainer is not told: stages, and the average of weights."""
-    return replace(job, config=replace(job.config, stages=(), ema_decay=None))
+    """The job without what a framework's trainer is not told: stages, the average of weights, a step as one graph."""
+    plan = replace(job.plan, compile="none", compile_mode=None) if compiles_step(job) else job.plan
+    return replace(job, plan=plan, config=replace(job.config, stages=(), ema_decay=None))
 
 
 def accumulation(job: Job) -> tuple[int, int]:
-    """Samples of a micro-batch, and how many make a step: a framework takes whole numbers of equal ones."""
+    """Samples of a micro-batch, and how many make a step: a framework takes whole numbers of equal ones.
+
+    The whole batch where equal ones would be less than half of what was asked for: 97 passes of a sample are no way
+    to take 97 samples 64 at a time.
+    """
     batch_size = job.config.batch_size
     size = next(size for size in range(job.micro_batch_size, 0, -1) if batch_size % size == 0)
+    if 2 * size < job.micro_batch_size:
+        size = batch_size
     return size, batch_size // size
 
 
@@ -103,13 +111,22 @@ def missing_of_a_trainer(job: Job, *, name: str) -> Sequence[str]:
     return [
         "several processes or devices: the batches are not shared out among them",
         *when(
-            size != job.micro_batch_size,
+            size > job.micro_batch_size,
+            f"micro-batches of {job.micro_batch_size} samples: {name} takes equal ones, and {config.batch_size} has no "
+            "divisor near that, so all are taken at once, which needs more memory",
+        ),
+        *when(
+            size < job.micro_batch_size,
             f"micro-batches of {job.micro_batch_size} samples: {name} takes equal ones, so they have {size}",
         ),
         *when(
             passes > 1 and rest,
             f"accumulation weighted by samples: the last step of an epoch has {rest} of {config.batch_size} samples, "
             f"and {name} weights its micro-batches without asking how many they hold",
+        ),
+        *when(
+            compiles_step(job),
+            f"the step as one compiled graph: gradients are computed by {name}, and nothing is compiled",
         ),
         *when(config.ema_decay, f"the average of the weights (ema_decay={literal(config.ema_decay)})"),
         *when(patterns or sizes, "the stages: nothing is frozen, and images keep their size"),

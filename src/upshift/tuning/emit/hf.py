@@ -15,7 +15,14 @@ from upshift.tuning.emit.frameworks import (
     trainer_constants,
 )
 from upshift.tuning.emit.job import Emission, Job
-from upshift.tuning.emit.model import block_sections, missing_of_blocks, model_sections, replaces_blocks, settings
+from upshift.tuning.emit.model import (
+    block_sections,
+    memory_section,
+    missing_of_blocks,
+    model_sections,
+    replaces_blocks,
+    settings,
+)
 from upshift.tuning.emit.optimizer import has_schedule, learning_rate_factor, loss_sections, make_optimizer
 from upshift.tuning.emit.source import indented, lines, literal, when
 
@@ -39,6 +46,7 @@ def emit_hf(asked: Job) -> Emission:
         constants,
         *model_sections(job, carried, to_device=True),
         *block_sections(job, carried),
+        *memory_section(job),
         seed_everything(),
         *data_sections(job, carried),
         epochs_section(as_mapping=True),
@@ -68,7 +76,7 @@ def _arguments(job: Job) -> list[str]:
         "# Keyword arguments of transformers.TrainingArguments.",
         "ARGUMENTS = {",
         '    "output_dir": str(Path(__file__).with_suffix("")),',
-        '    "seed": SEED,',
+        '    "seed": SEED % 2**32,',  # NumPy takes no more
         '    "num_train_epochs": EPOCHS,',
         *when(config.max_steps is not None, '    "max_steps": TOTAL_STEPS,'),
         '    "per_device_train_batch_size": MICRO_BATCH_SIZE,',

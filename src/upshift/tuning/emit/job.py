@@ -30,6 +30,7 @@ class Job:
         data_folder: Name of the folder with the arrays, beside the file.
         model: The model as data.
         optimizers: Class names of the optimizers that the recipe's comes to for the model: of Muon's two, maybe one.
+        averages: Whether an optimizer averages the weights for itself, and is told when they are to be used.
         fused: Use torch's fused optimizer kernels: the plan asks for them, and the parameters have them.
         loss: The recipe's own loss; None for cross-entropy.
         seed: Of weights, order, augmentation and dropout.
@@ -46,6 +47,7 @@ class Job:
     data_folder: str
     model: ModelSpec
     optimizers: tuple[str, ...]
+    averages: bool
     fused: bool
     loss: CodeReference | None
     seed: int

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
 from upshift.tuning.emit.assemble import assemble, device_lines
 from upshift.tuning.emit.carry import Carried
 from upshift.tuning.emit.constants import seed_everything
@@ -12,12 +17,14 @@ from upshift.tuning.emit.frameworks import (
     missing_of_a_trainer,
     plan_constants,
     save_weights,
+    total_steps,
     trainer_constants,
 )
 from upshift.tuning.emit.job import Emission, Job
 from upshift.tuning.emit.model import (
     block_sections,
     compile_arguments,
+    memory_section,
     missing_of_blocks,
     model_sections,
     replaces_blocks,
@@ -48,6 +55,7 @@ def emit_lightning(asked: Job) -> Emission:
         constants,
         *model_sections(job, carried, to_device=True),
         *block_sections(job, carried),
+        *memory_section(job),
         seed_everything(),
         *data_sections(job, carried),
         epochs_section(),
@@ -60,7 +68,7 @@ def emit_lightning(asked: Job) -> Emission:
         _main(job),
         lines('if __name__ == "__main__":', "    main()"),
     ]
-    missing = (*missing_of_a_trainer(asked, name="Lightning"), *missing_of_blocks(job))
+    missing = (*missing_of_a_trainer(asked, name="Lightning"), *_missing_evaluation(job), *missing_of_blocks(job))
     callbacks = ", callbacks=make_callbacks()" if _stops(job) else ""
     about = [
         "It needs lightning, numpy and safetensors, and the arrays beside it; upshift need not be installed. The plan "
@@ -144,7 +152,9 @@ def _module(job: Job) -> str:
         ),
         "    def on_train_start(self) -> None:",
         "        seed_everything()  # again: dropout must not depend on how many numbers the weights took",
+        when(job.averages, "        self.use_averages(False)"),
         "",
+        when(job.averages, *_averages()),
         "    def training_step(self, batch: Batch, batch_index: int) -> torch.Tensor:",
         "        inputs, labels = batch",
         when(compiles, choose, "        loss = compute_loss(forward(inputs), labels)"),
@@ -167,6 +177,26 @@ def _module(job: Job) -> str:
     )
 
 
+def _averages() -> list[str]:
+    """Methods for an optimizer that trains other weights than those that it converges with."""
+    return [
+        "    def use_averages(self, averaged: bool) -> None:",
+        '        """Take the weights that the optimizer converges with, or those that it trains."""',
+        "        for optimizer in self.trainer.optimizers:",
+        "            optimizer.eval() if averaged else optimizer.train()",
+        "",
+        "    def on_validation_start(self) -> None:",
+        "        self.use_averages(True)",
+        "",
+        "    def on_validation_end(self) -> None:",
+        "        self.use_averages(False)",
+        "",
+        "    def on_train_end(self) -> None:",
+        "        self.use_averages(True)  # for what is tested and saved",
+        "",
+    ]
+
+
 def _evaluation_step(job: Job, name: str, prefix: str) -> str:
     loss = "F.cross_entropy" if job.loss is None else "compute_loss"
     return lines(
@@ -178,19 +208,49 @@ def _evaluation_step(job: Job, name: str, prefix: str) -> str:
     )
 
 
+def _missing_evaluation(job: Job) -> Sequence[str]:
+    """An end of the training that Lightning does not evaluate at."""
+    config, steps = job.config, total_steps(job)
+    epochs, rest = divmod(steps, job.steps_per_epoch)
+    return when(
+        rest or epochs % config.evaluate_every,
+        f"evaluation after the last step: Lightning evaluates after every {config.evaluate_every} whole epochs"
+        if config.evaluate_every > 1
+        else "evaluation after the last step: Lightning evaluates after whole epochs",
+    )
+
+
 def _stops(job: Job) -> bool:
     """Whether training may end before its last step."""
     return len(job.config.target) == 1 or job.config.patience is not None
 
 
+def _threshold(job: Job, metric: str, goal: float) -> float:
+    """What a metric passes, as Lightning wants it, where it reaches its goal; Lightning compares float32."""
+    if metric == "loss":
+        return float(np.nextafter(np.float32(goal), np.float32(np.inf)))
+    # Half a sample less than the fewest right ones whose share reaches the goal.
+    num_samples = job.num_samples[job.monitor_split]
+    num_right = math.ceil(goal * num_samples)
+    while num_right > 0 and (num_right - 1) / num_samples >= goal:
+        num_right -= 1
+    return (num_right - 0.5) / num_samples
+
+
 def _callbacks(job: Job) -> str:
     config = job.config
     rows: dict[str, list[str]] = {}
+    comments = []
     if len(config.target) == 1:
         ((metric, goal),) = config.target.items()
-        rows[metric] = [f"stopping_threshold={literal(goal)}", "patience=EPOCHS"]
+        rows[metric] = [f"stopping_threshold={literal(_threshold(job, metric, goal))}", "patience=EPOCHS"]
+        comments.append(f"    # Lightning stops past a threshold, and not at it: {metric} is to reach {literal(goal)}.")
     if config.patience is not None:
-        rows["accuracy"] = [*rows.get("accuracy", [])[:1], f"patience={config.patience}"]
+        # Lightning counts evaluations, the recipe epochs.
+        checks = -(-config.patience // config.evaluate_every)
+        rows["accuracy"] = [*rows.get("accuracy", [])[:1], f"patience={checks}"]
+        if checks != config.patience:
+            comments.append(f"    # Evaluations of which each is after {config.evaluate_every} epochs.")
     modes = {"accuracy": "max", "loss": "min"}
     made = [
         call("EarlyStopping", [f'monitor="val_{metric}"', f'mode="{modes[metric]}"', *arguments])
@@ -199,6 +259,7 @@ def _callbacks(job: Job) -> str:
     return lines(
         "def make_callbacks() -> list[lightning.Callback]:",
         '    """What ends the training before its last step."""',
+        comments,
         f"    return [{made[0]}]"
         if len(made) == 1
         else ["    return [", *(f"        {one}," for one in made), "    ]"],

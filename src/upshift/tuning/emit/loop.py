@@ -12,6 +12,7 @@ from upshift.tuning.emit.job import Job
 from upshift.tuning.emit.model import missing_of_blocks, replaces_blocks, settings
 from upshift.tuning.emit.optimizer import has_schedule
 from upshift.tuning.emit.source import indented, lines, literal, when
+from upshift.tuning.emit.step_graph import compiles_step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +55,7 @@ def loop_sections(job: Job, carried: Carried, words: Words) -> list[str]:
     return [
         carried.take(),
         *when(job.config.stages, _enter_stage(job)),
+        *when(_averages(job), _averaged()),
         _evaluate(job),
         _show(),
         _main(job, words),
@@ -76,6 +78,35 @@ def _enter_stage(job: Job) -> str:
         "        epoch -= epochs",
         when(job.resizes, '    raise ValueError("the stages have fewer epochs than EPOCHS")'),
     )
+
+
+def _averages(job: Job) -> bool:
+    """Whether the optimizer's own average of the weights is what is evaluated and saved."""
+    return job.averages and not job.config.ema_decay
+
+
+def _averaged() -> str:
+    return lines(
+        "@contextmanager",
+        "def averaged(model: nn.Module, optimizer: Any) -> Iterator[None]:",
+        '    """The weights that the optimizer converges with; those that it trains are put back as they were."""',
+        "    trained = [parameter.detach().clone() for parameter in model.parameters()]",
+        "    optimizer.eval()",
+        "    try:",
+        "        yield",
+        "    finally:",
+        "        optimizer.train()",
+        "        with torch.no_grad():",
+        "            for parameter, values in zip(model.parameters(), trained, strict=True):",
+        "                parameter.copy_(values)",
+    )
+
+
+def _with_final_weights(job: Job, code: Sequence[str]) -> list[str]:
+    """Lines that are executed while the model has the weights that are evaluated and saved."""
+    if job.config.ema_decay:
+        return ["with ema.swapped_in():", *indented(1, code)]
+    return ["with averaged(model, optimizer):", *indented(1, code)] if _averages(job) else list(code)
 
 
 def _evaluate(job: Job) -> str:
@@ -127,6 +158,11 @@ def _main(job: Job, words: Words) -> str:
             has_schedule(job),
             "    schedule = LambdaLR(optimizer, lambda step: learning_rate_factor(step, total_steps))",
         ),
+        when(
+            compiles_step(job),
+            "    # For batches of the usual size: a smaller one would be compiled anew.",
+            "    step_graph = StepGraph(model)",
+        ),
         indented(1, words.prepare),
         when(config.ema_decay, f"    ema = ExponentialMovingAverage(model, {literal(config.ema_decay)})"),
         when(
@@ -141,6 +177,10 @@ def _main(job: Job, words: Words) -> str:
         "    losses: list[torch.Tensor] = []",
         "    for epoch in range(EPOCHS):",
         when(config.stages, f"        {'image_size = ' if job.resizes else ''}enter_stage(trainable, epoch)"),
+        when(
+            config.stages and compiles_step(job),
+            "        step_graph.trained = trained_parameters(model)",
+        ),
         f"        for inputs, labels in train.epoch(epoch{', image_size' if job.resizes else ''}):",
         indented(3, _step(job, words)),
         indented(2, _after_epoch(job)),
@@ -154,8 +194,11 @@ def _step(job: Job, words: Words) -> list[str]:
         "optimizer.zero_grad()",
         *when(
             not job.accumulates,
-            *_loss("inputs", "labels", "BATCH_SIZE", words),
-            words.backward.format(loss="loss"),
+            *_unless_graph(
+                job,
+                ["if len(inputs) == BATCH_SIZE:", "    loss = step_graph(inputs, labels)", "else:"],
+                [*_loss("inputs", "labels", "BATCH_SIZE", words), words.backward.format(loss="loss")],
+            ),
             "losses.append(loss.detach())",
         ),
         *when(
@@ -164,9 +207,23 @@ def _step(job: Job, words: Words) -> list[str]:
             "sizes = micro_batch_sizes(len(inputs), MICRO_BATCH_SIZE)",
             "parts = zip(inputs.split(sizes), labels.split(sizes), strict=True)",
             "for part, part_labels in parts:",
-            *indented(1, _loss("part", "part_labels", "MICRO_BATCH_SIZE", words)),
-            "    loss = loss * (len(part) / len(inputs))  # so that a smaller last part counts for what it is",
-            f"    {words.backward.format(loss='loss')}",
+            "    share = len(part) / len(inputs)  # so that a smaller last part counts for what it is",
+            *indented(
+                1,
+                _unless_graph(
+                    job,
+                    [
+                        "if len(part) == MICRO_BATCH_SIZE:",
+                        "    loss = step_graph(part, part_labels, share)",
+                        "else:",
+                    ],
+                    [
+                        *_loss("part", "part_labels", "MICRO_BATCH_SIZE", words),
+                        "loss = loss * share",
+                        words.backward.format(loss="loss"),
+                    ],
+                ),
+            ),
             "    losses[-1] += loss.detach()",
         ),
         *words.clip,
@@ -179,6 +236,11 @@ def _step(job: Job, words: Words) -> list[str]:
         "    losses.clear()",
         *when(job.config.max_steps is not None, "if step == total_steps:", "    break"),
     ]
+
+
+def _unless_graph(job: Job, graph: Sequence[str], eager: Sequence[str]) -> Sequence[str]:
+    """Lines for batches of the usual size where a step is one graph, and for the others, which end in `loss`."""
+    return [*graph, *indented(1, eager)] if compiles_step(job) else eager
 
 
 def _loss(inputs: str, labels: str, size: str, words: Words) -> list[str]:
@@ -231,15 +293,14 @@ def _after_epoch(job: Job) -> list[str]:
             f"if (epoch + 1) % {config.evaluate_every} != 0 and step != total_steps:",
             "    continue",
         ),
-        *when(config.ema_decay, "with ema.swapped_in():", *indented(1, evaluation)),
-        *when(not config.ema_decay, *evaluation),
+        *_with_final_weights(job, evaluation),
         *when(ends, f"if {' or '.join(ends)}:", "    break"),
     ]
 
 
 def _end(job: Job) -> list[str]:
     """The final weights, judged on the test split and saved."""
-    has_validation, has_ema = "validation" in job.num_samples, bool(job.config.ema_decay)
+    has_validation = "validation" in job.num_samples
     final = [
         *when(has_validation, 'show(split="test", **evaluate(model, test))'),
         "weights = model.state_dict()",
@@ -248,4 +309,4 @@ def _end(job: Job) -> list[str]:
     ]
     if has_validation:
         return ["model.load_state_dict(best)", *final]
-    return ["with ema.swapped_in():", *indented(1, final)] if has_ema else final
+    return _with_final_weights(job, final)

@@ -47,6 +47,8 @@ def settings(job: Job) -> list[str]:
     rows = []
     if plan.num_threads is not None:
         rows.append(f"torch.set_num_threads({plan.num_threads})")
+    if keeps_freed_memory(job):
+        rows.append("keep_freed_memory()")
     if plan.precision == "tf32":
         rows.append('torch.set_float32_matmul_precision("high")')
     if plan.compile != "none":
@@ -56,6 +58,26 @@ def settings(job: Job) -> list[str]:
         rows.append("# Blocks of one class share compiled code, a variant for each shape.")
         rows.append(f"torch._dynamo.config.recompile_limit = {MAX_VARIANTS_OF_A_BLOCK}")
     return rows
+
+
+def keeps_freed_memory(job: Job) -> bool:
+    """Whether the C library is told to keep memory; not where the plan's device has memory of its own."""
+    return job.plan.keep_freed_memory and job.plan.device in ("auto", "cpu")
+
+
+def memory_section(job: Job) -> Sequence[str]:
+    """The function `keep_freed_memory`, if the plan has use for it."""
+    return when(
+        keeps_freed_memory(job),
+        lines(
+            "def keep_freed_memory() -> None:",
+            '    """Have glibc keep the memory that a step frees for the next one: see mallopt(3)."""',
+            '    if DEVICE.type == "cpu" and platform.libc_ver()[0] == "glibc":',
+            "        mallopt = ctypes.CDLL(None).mallopt",
+            "        mallopt(-3, 2**30)  # M_MMAP_THRESHOLD: only larger blocks are given back to the system",
+            "        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: no free memory at the end is given back",
+        ),
+    )
 
 
 def replaces_blocks(job: Job) -> bool:

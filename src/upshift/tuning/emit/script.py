@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from upshift.training.execution import AUTOCAST_DTYPES
 from upshift.tuning.emit.assemble import assemble, device_lines
 from upshift.tuning.emit.carry import Carried
 from upshift.tuning.emit.constants import recipe_constants, seed_everything
 from upshift.tuning.emit.data import data_constants, data_sections
 from upshift.tuning.emit.job import Emission, Job
 from upshift.tuning.emit.loop import Words, loop_sections, missing_of_a_loop
-from upshift.tuning.emit.model import block_sections, compile_arguments, model_sections
+from upshift.tuning.emit.model import block_sections, compile_arguments, memory_section, model_sections
 from upshift.tuning.emit.optimizer import has_schedule, learning_rate_factor, loss_sections, make_optimizer
 from upshift.tuning.emit.source import lines, literal, when
+from upshift.tuning.emit.step_graph import autocast, step_graph_section
 
 
 def emit_script(job: Job) -> Emission:
@@ -32,11 +32,13 @@ def emit_script(job: Job) -> Emission:
         constants,
         *model_sections(job, carried, to_device=True),
         *block_sections(job, carried),
+        *memory_section(job),
         seed_everything(),
         *data_sections(job, carried),
         make_optimizer(job),
         *when(has_schedule(job), learning_rate_factor(job)),
         *loss_sections(job, carried),
+        *step_graph_section(job),
         *loop_sections(job, carried, _words(job)),
     ]
     missing = _missing(job)
@@ -50,7 +52,6 @@ def emit_script(job: Job) -> Emission:
 
 def _words(job: Job) -> Words:
     compiles = job.plan.compile == "whole"
-    dtype = AUTOCAST_DTYPES.get(job.plan.precision)
     is_scaled = job.plan.precision == "fp16"
     norm = literal(job.config.clip_grad_norm)
     return Words(
@@ -63,7 +64,7 @@ def _words(job: Job) -> Words:
             ),
         ],
         compiles=compiles,
-        autocast="" if dtype is None else f"torch.autocast(DEVICE.type, {dtype})",
+        autocast=autocast(job),
         backward="scaler.scale({loss}).backward()" if is_scaled else "{loss}.backward()",
         clip=[
             *when(is_scaled, "scaler.unscale_(optimizer)"),

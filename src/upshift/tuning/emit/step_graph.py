@@ -1,0 +1,68 @@
+"""The sections of a plan that compiles model, loss and gradients as one graph."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from upshift.training.execution import AUTOCAST_DTYPES
+from upshift.tuning.emit.job import Job
+from upshift.tuning.emit.source import lines, literal, when
+
+
+def compiles_step(job: Job) -> bool:
+    """Whether a step is one graph."""
+    return job.plan.compile == "step"
+
+
+def autocast(job: Job) -> str:
+    """The context that the plan's precision has a model called in; "" where it has none."""
+    dtype = AUTOCAST_DTYPES.get(job.plan.precision)
+    return "" if dtype is None else f"torch.autocast(DEVICE.type, {dtype})"
+
+
+def step_graph_section(job: Job) -> Sequence[str]:
+    """The class `StepGraph`, if the plan has use for it."""
+    if not compiles_step(job):
+        return []
+    mode = "" if job.plan.compile_mode is None else f"mode={literal(job.plan.compile_mode)}, "
+    logits = "torch.func.functional_call(model, (trained, buffers), (inputs,))"
+    context = autocast(job)
+    weights = "dict[str, torch.Tensor]"
+    return [
+        lines(
+            "class StepGraph:",
+            '    """Loss and gradients of batches of the usual size, as one compiled function."""',
+            "",
+            "    def __init__(self, model: nn.Module) -> None:",
+            "        self.trained = trained_parameters(model)",
+            "        self.buffers = dict(model.named_buffers())",
+            "",
+            "        def loss_of(",
+            f"            trained: {weights}, buffers: {weights}, inputs: torch.Tensor, labels: torch.Tensor",
+            "        ) -> torch.Tensor:",
+            when(context, f"            with {context}:", f"                logits = {logits}"),
+            when(not context, f"            logits = {logits}"),
+            "            return compute_loss(logits, labels)",
+            "",
+            "        gradients_and_loss = torch.func.grad_and_value(loss_of)",
+            f"        self.compiled = torch.compile(gradients_and_loss, {mode}fullgraph=True, dynamic=False)",
+            "",
+            "    @torch.no_grad()  # the function differentiates by itself",
+            "    def __call__(self, inputs: torch.Tensor, labels: torch.Tensor, share: float = 1.0) -> torch.Tensor:",
+            '        """Add a batch\'s gradients to those of the parameters, times its share of the samples."""',
+            "        gradients, loss = self.compiled(self.trained, self.buffers, inputs, labels)",
+            "        for name, parameter in self.trained.items():",
+            "            gradient = gradients[name] * share if share != 1.0 else gradients[name]",
+            "            if parameter.grad is not None:",
+            "                parameter.grad += gradient",
+            "            elif gradient.stride() == parameter.stride():",
+            "                parameter.grad = gradient",
+            "            else:  # fused optimizers go through both as they lie in memory",
+            "                parameter.grad = torch.empty_like(parameter).copy_(gradient)",
+            "        return loss * share",
+        ),
+        lines(
+            "def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:",
+            "    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}",
+        ),
+    ]
