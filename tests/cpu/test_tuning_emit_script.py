@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +35,25 @@ class Compared:
     emitted: EmitResult
 
 
-def compared(tmp_path: Path, recipe: Any, plan: upshift.Plan, overrides: list[str], *, atol: float = 1e-6) -> Compared:
-    """Emit a script, run it, and make the same training by `upshift train`; the weights are compared here."""
+def compared(
+    tmp_path: Path,
+    recipe: Any,
+    plan: upshift.Plan,
+    overrides: list[str],
+    *,
+    trainer: upshift.Plan | None = None,
+    atol: float = 1e-6,
+) -> Compared:
+    """Emit a script, run it, and make the same training by `upshift train`, by the same plan or another.
+
+    The weights are compared here.
+    """
     torch.set_num_threads(1)
     overrides = [*overrides, "log_every=1"]
     emitted = upshift.emit(plan, recipe, "script", out=tmp_path / "train_it.py", overrides=overrides, seed=3)
     assert_clean(tmp_path / "train_it.py")
     printed = run_emitted(tmp_path / "train_it.py")
-    run = upshift.train(recipe, plan=plan, overrides=overrides, seed=3, out=tmp_path / "run")
+    run = upshift.train(recipe, plan=trainer or plan, overrides=overrides, seed=3, out=tmp_path / "run")
     assert_same_weights(tmp_path / "train_it.safetensors", run.path, atol=atol)
     return Compared(printed, list(read_jsonl(RunFolder(run.path).metrics)), run.result["metrics"], emitted)
 
@@ -218,14 +229,16 @@ def test_script_keeps_freed_memory(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fields", [{}, {"micro_batch_size": 20, "precision": "bf16", "fused_optimizer": False}])
+@pytest.mark.parametrize("fields", [{}, {"micro_batch_size": 24, "fused_optimizer": False}, {"precision": "bf16"}])
 def test_script_has_a_step_as_one_graph(fields: dict[str, Any], tmp_path: Path) -> None:
     plan = upshift.Plan(compile="step", memory_format="channels_last", **fields)
     data = images(tmp_path / "images.npz")
     overrides = [f"data.source={data}", CNN, "epochs=2", "batch_size=40", "clip_grad_norm=0.5"]
-    overrides += ["optimizer.momentum=0.9", 'stages=[{"epochs": 1, "freeze": ["blocks.0.*"]}, {"epochs": 1}]']
-    both = compared(tmp_path, "cifar10-simplecnn", plan, overrides, atol=1e-4)
-    assert_same_losses(both, rtol=1e-4 if plan.precision == "fp32" else 1e-2)
+    overrides += ['stages=[{"epochs": 1, "freeze": ["blocks.0.*"]}, {"epochs": 1}]']
+    tolerance = 1e-4 if plan.precision == "fp32" else 2e-2
+    plain = replace(plan, compile="none")
+    both = compared(tmp_path, "cifar10-simplecnn", plan, overrides, trainer=plain, atol=tolerance)
+    assert_same_losses(both, rtol=tolerance)
     assert "torch.func.grad_and_value(loss_of)" in both.emitted.text
 
 

@@ -51,6 +51,24 @@ def test_file_makes_the_steps_of_the_trainer(name: str, tmp_path: Path) -> None:
     compared(tmp_path, "cifar10-simplecnn", plan, overrides, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_step_is_one_graph_as_the_plan_says(precision: str, tmp_path: Path) -> None:
+    plan = upshift.Plan(compile="step", precision=precision, device="cpu", micro_batch_size=24, keep_freed_memory=True)  # type: ignore[arg-type]
+    data = images(tmp_path / "images.npz")
+    overrides = [f"data.source={data}", "model_args.widths=[4,8]", "epochs=2", "batch_size=40", "log_every=1"]
+    rtol = 1e-4 if precision == "fp32" else 1e-2
+    compared(tmp_path, "cifar10-simplecnn", plan, [*overrides, "clip_grad_norm=0.5"], rtol=rtol, atol=rtol)
+    assert "torch.func.grad_and_value" in (tmp_path / "train_it.py").read_text()
+
+
+def test_a_schedule_free_optimizer_is_evaluated_and_saved_by_its_averages(tmp_path: Path) -> None:
+    pytest.importorskip("pytorch_optimizer")
+    data = images(tmp_path / "images.npz")
+    overrides = [f"data.source={data}", "model_args.widths=[4,8]", "epochs=2", "batch_size=40", "log_every=1"]
+    overrides += ["optimizer.name=schedulefreeadamw", "optimizer.lr=0.01"]
+    compared(tmp_path, "cifar10-simplecnn", upshift.Plan(), overrides, rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 @pytest.mark.parametrize("scope", ["whole", "regional"])
 def test_model_is_compiled_as_the_plan_says(scope: str, tmp_path: Path) -> None:

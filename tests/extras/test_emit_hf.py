@@ -70,13 +70,15 @@ def test_file_as_a_script_reaches_the_weights_of_the_trainer(name: str, tmp_path
         assert printed[-1]["test_cross_entropy"] == pytest.approx(run.result["metrics"]["loss"], rel=1e-4)
 
 
-def compared(tmp_path: Path, recipe: str | Path, plan: upshift.Plan, overrides: list[str], *, rtol: float) -> None:
+def compared(
+    tmp_path: Path, recipe: str | Path, plan: upshift.Plan, overrides: list[str], *, rtol: float, seed: int = 3
+) -> None:
     """Losses, learning rates and evaluations, step by step."""
     torch.set_num_threads(1)
-    upshift.emit(plan, recipe, "hf", out=tmp_path / "train_it.py", overrides=overrides, seed=3)
+    upshift.emit(plan, recipe, "hf", out=tmp_path / "train_it.py", overrides=overrides, seed=seed)
     assert_clean(tmp_path / "train_it.py")
     printed = run_emitted(tmp_path / "train_it.py", code=DRIVER)
-    run = upshift.train(recipe, plan=plan, overrides=overrides, seed=3, out=tmp_path / "run")
+    run = upshift.train(recipe, plan=plan, overrides=overrides, seed=seed, out=tmp_path / "run")
     recorded = list(read_jsonl(RunFolder(run.path).metrics))
     steps = [line for line in printed if "rate" in line]
     np.testing.assert_allclose([line["loss"] for line in steps], [line["loss"] for line in recorded], rtol=rtol)
@@ -89,6 +91,14 @@ def test_settings_that_are_imported_make_the_steps_of_the_trainer(tmp_path: Path
     overrides = [*overrides_of(tmp_path, num_train=150), "schedule.name=cosine", "label_smoothing=0.1"]
     overrides += ["optimizer.name=adamw", "optimizer.weight_decay=0.1"]
     compared(tmp_path, "cifar10-simplecnn", upshift.Plan(), overrides, rtol=1e-6)
+
+
+def test_a_schedule_free_optimizer_is_evaluated_and_saved_by_its_averages(tmp_path: Path) -> None:
+    pytest.importorskip("pytorch_optimizer")
+    overrides = [*overrides_of(tmp_path, num_train=150), "optimizer.name=schedulefreeadamw", "optimizer.lr=0.01"]
+    compared(tmp_path, "cifar10-simplecnn", upshift.Plan(keep_freed_memory=True), overrides, rtol=1e-4, seed=2**40)
+    run_emitted(tmp_path / "train_it.py")
+    assert_same_weights(tmp_path / "train_it.safetensors", tmp_path / "run", atol=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")

@@ -96,6 +96,27 @@ def test_settings_that_are_imported_make_the_steps_of_the_trainer_and_stop_where
     assert compared(tmp_path, "cifar10-simplecnn", upshift.Plan(), overrides) < 20 * 4
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ["target.accuracy=1.0", "optimizer.lr=0.05", "optimizer.momentum=0.9"],
+        ["patience=3", "evaluate_every=2", "optimizer.lr=0.5"],
+    ],
+    ids=["target", "patience"],
+)
+def test_training_ends_where_the_trainer_ends_it(changes: list[str], tmp_path: Path) -> None:
+    overrides = [*overrides_of(tmp_path, num_train=150, num_validation=50), "epochs=24", *changes]
+    assert compared(tmp_path, "cifar10-simplecnn", upshift.Plan(), overrides) < 24 * 4
+
+
+def test_a_schedule_free_optimizer_is_evaluated_and_saved_by_its_averages(tmp_path: Path) -> None:
+    pytest.importorskip("pytorch_optimizer")
+    overrides = [*overrides_of(tmp_path, num_train=150), "optimizer.name=schedulefreeadamw", "optimizer.lr=0.01"]
+    assert compared(tmp_path, "cifar10-simplecnn", upshift.Plan(), overrides, rtol=1e-4) == 12
+    run_emitted(tmp_path / "train_it.py")
+    assert_same_weights(tmp_path / "train_it.safetensors", tmp_path / "run", atol=1e-5)
+
+
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 @pytest.mark.parametrize("scope", ["whole", "regional"])
 def test_model_is_compiled_as_the_plan_says(scope: str, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ def step_graph_section(job: Job) -> Sequence[str]:
     mode = "" if job.plan.compile_mode is None else f"mode={literal(job.plan.compile_mode)}, "
     logits = "torch.func.functional_call(model, (trained, buffers), (inputs,))"
     context = autocast(job)
-    weights = "dict[str, torch.Tensor]"
+    share = ", share: float" if job.accumulates else ""
     return [
         lines(
             "class StepGraph:",
@@ -37,9 +37,7 @@ def step_graph_section(job: Job) -> Sequence[str]:
             "        self.trained = trained_parameters(model)",
             "        self.buffers = dict(model.named_buffers())",
             "",
-            "        def loss_of(",
-            f"            trained: {weights}, buffers: {weights}, inputs: torch.Tensor, labels: torch.Tensor",
-            "        ) -> torch.Tensor:",
+            "        def loss_of(trained: Any, buffers: Any, inputs: torch.Tensor, labels: torch.Tensor) -> Any:",
             when(context, f"            with {context}:", f"                logits = {logits}"),
             when(not context, f"            logits = {logits}"),
             "            return compute_loss(logits, labels)",
@@ -48,18 +46,23 @@ def step_graph_section(job: Job) -> Sequence[str]:
             f"        self.compiled = torch.compile(gradients_and_loss, {mode}fullgraph=True, dynamic=False)",
             "",
             "    @torch.no_grad()  # the function differentiates by itself",
-            "    def __call__(self, inputs: torch.Tensor, labels: torch.Tensor, share: float = 1.0) -> torch.Tensor:",
-            '        """Add a batch\'s gradients to those of the parameters, times its share of the samples."""',
+            f"    def __call__(self, inputs: torch.Tensor, labels: torch.Tensor{share}) -> torch.Tensor:",
+            when(not job.accumulates, '        """The loss of a batch; its gradients are put into the parameters."""'),
+            when(
+                job.accumulates, '        """The loss of a part of a batch, times its share; adds its gradients."""'
+            ),
             "        gradients, loss = self.compiled(self.trained, self.buffers, inputs, labels)",
             "        for name, parameter in self.trained.items():",
-            "            gradient = gradients[name] * share if share != 1.0 else gradients[name]",
-            "            if parameter.grad is not None:",
-            "                parameter.grad += gradient",
-            "            elif gradient.stride() == parameter.stride():",
-            "                parameter.grad = gradient",
-            "            else:  # fused optimizers go through both as they lie in memory",
-            "                parameter.grad = torch.empty_like(parameter).copy_(gradient)",
-            "        return loss * share",
+            f"            gradient = gradients[name]{' * share' if job.accumulates else ''}",
+            "            if gradient.stride() != parameter.stride():",
+            "                # Fused optimizers go through both as they lie in memory.",
+            "                gradient = torch.empty_like(parameter).copy_(gradient)",
+            when(not job.accumulates, "            parameter.grad = gradient"),
+            when(
+                job.accumulates,
+                "            parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)",
+            ),
+            f"        return loss{' * share' if job.accumulates else ''}",
         ),
         lines(
             "def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:",
