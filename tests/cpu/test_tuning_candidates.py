@@ -148,3 +148,27 @@ def test_graphs_are_recorded_on_cuda_alone() -> None:
     assert "CUDA graphs" not in gains(overhead=0.8, compute=0.2)
     assert "CUDA graphs" not in gains(replace(cuda, changes_size=True), overhead=1.0)
     assert "CUDA graphs" not in gains(cuda, replace(compiled, compile_mode="max-autotune"), overhead=1.0)
+
+
+def test_freed_memory_is_kept_where_a_step_has_much_of_it_mapped_anew() -> None:
+    assert "freed memory kept" not in gains(compute=0.1, page_faults=100)
+    few, many = (gains(compute=0.1, page_faults=faults)["freed memory kept"] for faults in (1_000, 4_000))
+    assert many == pytest.approx(4 * few)
+    assert 0.0 < many < 0.5
+    assert "freed memory kept" not in gains(plan=replace(PLAIN, keep_freed_memory=True), compute=0.1, page_faults=4_000)
+    of_gpu = replace(JOB, device=torch.device("cuda"))
+    assert "freed memory kept" not in gains(of_gpu, compute=0.1, page_faults=4_000)
+
+
+def test_a_step_is_compiled_as_one_graph_where_the_loop_can_do_so() -> None:
+    assert gains(overhead=0.5, compute=0.5)["compiled step"] > gains(overhead=0.5, compute=0.5)["compiled"]
+    assert "compiled step" not in gains(replace(JOB, can_compile_step=False), overhead=0.5, compute=0.5)
+    for ruled_out in ({"activation_checkpointing": True}, {"precision": "fp16"}, {"compile": "step"}):
+        assert "compiled step" not in gains(plan=replace(PLAIN, **ruled_out), overhead=0.5, compute=0.5)
+
+
+def test_what_is_compiled_in_parts_may_gain_by_one_graph_and_not_the_other_way_round() -> None:
+    blocks = gains(plan=replace(PLAIN, compile="regional"), overhead=0.5, compute=0.5)
+    assert "compiled step" in blocks and "compiled" not in blocks
+    step = gains(plan=replace(PLAIN, compile="step"), overhead=0.5, compute=0.5)
+    assert not {"compiled", "compiled blocks", "CUDA graphs"} & set(step)

@@ -10,8 +10,10 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from upshift.core.malloc import keep_freed_memory
 from upshift.training.batches import Tree, call, map_tensors
 from upshift.training.optimizers import OptimizerSet
+from upshift.training.step_graph import StepGraph
 
 AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # Blocks of one class share compiled code, a variant for each shape; Dynamo's own limit of 8 suits no deep network.
@@ -38,6 +40,8 @@ class Execution(Protocol):
     def micro_batch_size(self) -> int | None: ...
     @property
     def num_threads(self) -> int | None: ...
+    @property
+    def keep_freed_memory(self) -> bool: ...
 
 
 class Executor:
@@ -76,6 +80,8 @@ class Executor:
         threads = execution.num_threads or self._torch_threads
         if threads != torch.get_num_threads():
             torch.set_num_threads(threads)
+        if self._device.type == "cpu":
+            keep_freed_memory(execution.keep_freed_memory)
         self._optimizer.set_fused(execution.fused_optimizer)
         self._set_layout(execution.memory_format)
         if execution.compile != "none":
@@ -92,6 +98,7 @@ class Executor:
         if torch.get_num_threads() != self._torch_threads:
             torch.set_num_threads(self._torch_threads)
         torch.set_float32_matmul_precision(self._precision)
+        keep_freed_memory(False)
         if self._compiler_settings is not None:
             torch._inductor.config.fallback_random, torch._dynamo.config.recompile_limit = self._compiler_settings
 
@@ -115,6 +122,20 @@ class Executor:
             target = module if module is self._model else module.forward
             self._compiled[key] = torch.compile(target, mode=execution.compile_mode, dynamic=False)
         return self._compiled[key]
+
+    def step_graph(self, loss: Callable[[Any, Any], torch.Tensor]) -> StepGraph | None:
+        """Model, loss and gradients as one compiled function; None where the execution does not ask for it."""
+        execution = self.execution
+        if execution.compile != "step":
+            return None
+        key = ("step", execution.compile_mode, execution.precision)
+        if key not in self._compiled:
+            self._compiled[key] = StepGraph(
+                self._model, loss, mode=execution.compile_mode, autocast=self._autocast, device=self._device
+            )
+        graph = self._compiled[key]
+        assert isinstance(graph, StepGraph)
+        return graph
 
     def prepare(self, inputs: Tree) -> Tree:
         """Images in the layout of the weights; no copy where they have it already."""

@@ -158,7 +158,19 @@ class TrainingStep:
     def _forward_and_backward(self, inputs: Tree, labels: Tree) -> tuple[torch.Tensor, Any]:
         if self._can_split and num_samples(inputs) > self.micro_batch_size:
             return self._accumulate(inputs, labels)
+        return self._part(inputs, labels)
+
+    def _part(self, inputs: Tree, labels: Tree, *, share: float = 1.0) -> tuple[torch.Tensor, Any]:
+        """Forward and backward of a batch, or of a part of one with its share of the samples."""
+        # The first step is plain: what the model gives is looked at before it goes into a loss.
+        is_full = num_samples(inputs) == self.micro_batch_size and self._check is None
+        graph = self._executor.step_graph(self._loss) if is_full else None
+        if graph is not None:
+            loss, outputs = graph(inputs, labels, share=share)
+            return loss if share == 1.0 else loss * share, outputs
         loss, outputs = self._forward(inputs, labels)
+        if share != 1.0:
+            loss = loss * share
         self._backward(loss)
         return loss.detach(), outputs
 
@@ -177,11 +189,9 @@ class TrainingStep:
         size, start = num_samples(inputs), 0
         for part in micro_batch_sizes(size, self.micro_batch_size):
             stop = start + part
-            loss, outputs = self._forward(take(inputs, start, stop), take(labels, start, stop))
+            loss, outputs = self._part(take(inputs, start, stop), take(labels, start, stop), share=part / size)
             start = stop
-            loss = loss * (part / size)
-            self._backward(loss)
-            total += loss.detach()
+            total += loss
             parts.append(outputs)
         together = torch.cat(parts) if isinstance(parts[0], torch.Tensor) else parts
         return total, together

@@ -12,6 +12,7 @@ from torch import nn
 
 from upshift.core.environment import num_usable_cores
 from upshift.core.limits import Limits
+from upshift.core.malloc import can_keep_freed_memory
 from upshift.training.execution import repeated_blocks
 from upshift.tuning.breakdown import Breakdown
 from upshift.tuning.memory import StepMemory
@@ -19,12 +20,15 @@ from upshift.tuning.operators import OperatorMix
 from upshift.tuning.payback import compile_seconds
 from upshift.tuning.plan import Plan
 
-KEPT_WHEN_COMPILED = {"data_path", "num_workers", "fused_optimizer"}
+KEPT_WHEN_COMPILED = {"data_path", "num_workers", "fused_optimizer", "keep_freed_memory"}
 USUAL_OPERATORS = 500
 SMALL_STEP_SECONDS = 0.003
 DATA_WAIT_SHARE = 0.05
+LEAST_FAULT_SHARE = 0.01
 MIN_MICRO_BATCH = 16
 MAX_COMPILE_GAIN = 0.6
+PAGE_FAULT_SECONDS = 2.5e-6
+"""To map a page and fill it with zeros: system time over faults, of four networks on a 2-core AMD EPYC."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +43,7 @@ class Job:
         batch_size: Samples a step.
         num_threads: Of torch's kernels, by default.
         can_split: Whether the loop can take a batch in parts.
+        can_compile_step: Whether the loop can have model, loss and gradients as one compiled function.
         changes_size: Whether images change their size while training.
         data_paths: Where its batches can come from.
         data_path: Where they come from by the first plan.
@@ -55,6 +60,7 @@ class Job:
     batch_size: int
     num_threads: int
     can_split: bool = True
+    can_compile_step: bool = True
     changes_size: bool = False
     data_paths: tuple[str, ...] = ()
     data_path: str = ""
@@ -112,12 +118,14 @@ class Observed:
         split: Where the time of a step goes.
         mix: The operators of a step; None where the training is too short to look.
         memory: What a step needs of the memory; None where nothing is known of it.
+        page_faults: Pages that the system maps anew in a step.
         history: Earlier trials on this machine.
     """
 
     split: Breakdown
     mix: OperatorMix | None = None
     memory: StepMemory | None = None
+    page_faults: float = 0.0
     history: Sequence[Mapping[str, Any]] = field(default_factory=tuple)
 
     @property
@@ -143,11 +151,13 @@ def candidates(job: Job, plan: Plan, observed: Observed) -> list[Candidate]:
         *_data_paths(job, plan, observed),
         *_layouts(job, plan, observed),
         *_threads(job, plan, observed),
+        *_freed_memory(job, plan, observed),
         *_optimizers(plan, observed),
         *_micro_batches(job, plan, observed),
         *_checkpointing(job, plan, observed),
         *_precisions(job, plan, observed),
         *_compiled(job, plan, observed),
+        *_compiled_step(job, plan, observed),
         *_cuda_graphs(job, plan, observed),
     ]
     found = [candidate for candidate in found if candidate.plan(plan) != plan]
@@ -245,6 +255,22 @@ def _threads(job: Job, plan: Plan, observed: Observed) -> list[Candidate]:
     ]
 
 
+def _freed_memory(job: Job, plan: Plan, observed: Observed) -> list[Candidate]:
+    if job.device.type != "cpu" or plan.keep_freed_memory or not can_keep_freed_memory():
+        return []
+    share = min(0.5, observed.page_faults * PAGE_FAULT_SECONDS / max(observed.split.seconds, 1e-9))
+    if share < LEAST_FAULT_SHARE:
+        return []
+    return [
+        Candidate(
+            name="freed memory kept",
+            changes={"keep_freed_memory": True},
+            gain=share,
+            reason=f"a step has the system map {observed.page_faults:,.0f} pages of memory anew",
+        )
+    ]
+
+
 def _optimizers(plan: Plan, observed: Observed) -> list[Candidate]:
     if plan.fused_optimizer is not False:
         return []
@@ -327,6 +353,25 @@ def _can_compile(job: Job, plan: Plan) -> bool:
     return plan.compile == "none" and not job.changes_size
 
 
+def _compiled_step(job: Job, plan: Plan, observed: Observed) -> list[Candidate]:
+    """Where a part is compiled already, what is left is autograd between the graphs, and what it makes them keep."""
+    mix = observed.mix
+    is_ruled_out = plan.compile == "step" or plan.activation_checkpointing or plan.precision == "fp16"
+    if mix is None or not job.can_compile_step or job.changes_size or is_ruled_out:
+        return []
+    fused, launched = (0.6, 0.7) if plan.compile == "none" else (0.1, 0.4)
+    gain = min(MAX_COMPILE_GAIN, fused * mix.fusible_share + launched * mix.overhead_share)
+    return [
+        Candidate(
+            name="compiled step",
+            changes={"compile": "step", "compile_mode": None},
+            gain=(1.0 - observed.share("data_wait")) * gain,
+            build_seconds=compile_seconds("step", mix.num_calls, observed.history),
+            reason="model, loss and gradients as one graph have no autograd in between, and keep less",
+        )
+    ]
+
+
 def _compiled(job: Job, plan: Plan, observed: Observed) -> list[Candidate]:
     mix = observed.mix
     if mix is None or not _can_compile(job, plan):
@@ -349,7 +394,7 @@ def _compiled(job: Job, plan: Plan, observed: Observed) -> list[Candidate]:
         Candidate(
             name="compiled",
             changes={"compile": "whole"},
-            gain=gain,
+            gain=0.6 * gain if job.can_compile_step else gain,  # as one graph with its gradients it was never slower
             build_seconds=compile_seconds("whole", mix.num_calls, observed.history),
             reason=shares,
         )
@@ -359,7 +404,13 @@ def _compiled(job: Job, plan: Plan, observed: Observed) -> list[Candidate]:
 
 def _cuda_graphs(job: Job, plan: Plan, observed: Observed) -> list[Candidate]:
     mix = observed.mix
-    if mix is None or job.device.type != "cuda" or job.changes_size or plan.compile_mode not in (None, "default"):
+    if (
+        mix is None
+        or job.device.type != "cuda"
+        or plan.compile == "step"
+        or job.changes_size
+        or plan.compile_mode not in (None, "default")
+    ):
         return []
     scope = "whole" if plan.compile == "none" else plan.compile
     # Replaying a graph spares most of the launches, beside what compiling does for the kernels.

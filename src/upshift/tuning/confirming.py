@@ -148,8 +148,8 @@ def _steps_by(interval: Interval, first: Measured, found: Measured, counts_waits
 
     def faster(ratio: float) -> Measured:
         if not counts_waits:  # both wait alike: what seems to differ in so few blocks is chance
-            return Measured(first.step_seconds / ratio, first.data_seconds)
+            return Measured(first.step_seconds / ratio, first.data_seconds, found.page_faults)
         step = min(found.step_seconds, first.seconds / ratio)
-        return Measured(step, first.seconds / ratio - step)
+        return Measured(step, first.seconds / ratio - step, found.page_faults)
 
     return tuple(faster(max(ratio, LEAST_RATIO)) for ratio in (interval.estimate, interval.low, interval.high))

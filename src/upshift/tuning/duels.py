@@ -71,7 +71,9 @@ class Duels:
             return None, 0.0
         inputs, labels = self._live.batch
         step, now = loop.step, self._ledger.plan
-        self._live.execute(loop, replace(BASELINE, device=now.device, num_threads=now.num_threads))
+        # Of the optimizer's kernels no gradient depends: they stay, also where the plan leaves them to the user.
+        plain = replace(BASELINE, device=now.device, num_threads=now.num_threads, fused_optimizer=now.fused_optimizer)
+        self._live.execute(loop, plain)
         # What the first one has measured of noise and round-off is taken over by the later ones.
         self._reference = reference = Reference(loop.model, step.gradients, inputs, labels, like=self._reference)
         start = clock.now()
@@ -170,9 +172,9 @@ class Duels:
         if self.counts_waits(plan):
             seconds = before.seconds / ratio
             step_seconds = min(challenger.step_seconds, seconds)
-            now = Measured(step_seconds, seconds - step_seconds)
+            now = Measured(step_seconds, seconds - step_seconds, challenger.page_faults)
         else:
-            now = Measured(before.step_seconds / ratio, before.data_seconds)
+            now = Measured(before.step_seconds / ratio, before.data_seconds, challenger.page_faults)
         return now, before.seconds / now.seconds
 
 
@@ -181,4 +183,5 @@ def typical(blocks: Sequence[Measured]) -> Measured:
     return Measured(
         statistics.median(block.step_seconds for block in blocks),
         statistics.fmean(block.data_seconds for block in blocks),
+        statistics.median(block.page_faults for block in blocks),
     )

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from upshift.core import clock
+from upshift.core.malloc import num_page_faults
 from upshift.errors import NonFiniteLossError, UpshiftError
 from upshift.training.batches import Tree
 from upshift.training.conductor import Conducted
@@ -64,6 +65,7 @@ class _Timing:
     steps: list[float] = field(default_factory=list)
     waits: list[float] = field(default_factory=list)
     num_made: int = 0
+    faults_before: int | None = None
 
 
 class LiveSteps:
@@ -146,6 +148,7 @@ class LiveSteps:
         if self._timing is not None and self._timing.num_made >= self._timing.block.settle:
             if self._timing.num_made == self._timing.block.settle:
                 loop.step.wait()
+                self._timing.faults_before = num_page_faults()
             self._timing.watch.begin()
 
     def _keep_random(self, loop: Conducted) -> None:
@@ -197,7 +200,9 @@ class LiveSteps:
         # A mean: batches are gathered several at a time, so that most waits are nothing and some are long.
         data_seconds = statistics.fmean(timing.waits)
         if not self.is_asynchronous:
-            return Measured(statistics.median(timing.steps), data_seconds)
+            faults, before = num_page_faults(), timing.faults_before
+            of_step = (faults - before) / len(timing.steps) if faults is not None and before is not None else 0.0
+            return Measured(statistics.median(timing.steps), data_seconds, page_faults=of_step)
         # Where the device works on while the loop waits for a batch, the wait takes nothing of its own.
         each = timing.watch.take(loop.step.wait) / len(timing.steps)
         return Measured(max(each - data_seconds, LEAST_STEP_SHARE * each), min(data_seconds, each))

@@ -67,6 +67,7 @@ class StepObserver:
             first = Measured(
                 share * first.step_seconds + (1.0 - share) * more.step_seconds,
                 share * first.data_seconds + (1.0 - share) * more.data_seconds,
+                more.page_faults,  # the first steps have memory mapped that later ones use again
             )
         self.first_split = self._split(first)
         return first
@@ -93,8 +94,14 @@ class StepObserver:
             num_parts=1 if largest is None else math.ceil(self._job.batch_size / largest),
             saved_bytes=0 if self.cost is None else self.cost.saved_bytes,
         )
-        split = self._split(self._ledger.known_step)
-        return Observed(split=split, mix=self.mix, memory=memory, history=self._history)
+        now = self._ledger.known_step
+        return Observed(
+            split=self._split(now),
+            mix=self.mix,
+            memory=memory,
+            page_faults=now.page_faults,
+            history=self._history,
+        )
 
     def _measure_mix(self, loop: Conducted, step_seconds: float) -> None:
         """Count the operators of a step, where there is time enough to compile it."""

@@ -183,6 +183,7 @@ class OwnLoop:
             self.device,
             self.batch_size,
             can_split=False,
+            can_compile_step=False,
             changes_size=self._changes_size,
             data_paths=("worker",) if self._batches.takes_workers else (),
             data_path=self.plan.data_path,

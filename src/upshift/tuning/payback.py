@@ -9,7 +9,7 @@ from typing import Any
 
 from upshift.tuning.trials import UNDECIDED
 
-PRIOR_COMPILE_SECONDS = {"whole": (5.0, 0.045), "regional": (4.0, 0.03)}
+PRIOR_COMPILE_SECONDS = {"whole": (5.0, 0.045), "regional": (4.0, 0.03), "step": (5.0, 0.055)}
 """Seconds to compile: (at least, for each operator of the step). From 6 s for a perceptron of 60 operators to 45 s for
 a ResNet-50 of 1,500, on 2 cores."""
 COST_SPREAD = 2.5
@@ -141,7 +141,7 @@ def compile_seconds(scope: str, num_operators: int, history: Sequence[Mapping[st
     """Expected seconds to compile a step's graph, by earlier trials on this machine, or by the prior.
 
     Args:
-        scope: "whole" or "regional".
+        scope: "whole", "regional" or "step".
         num_operators: Of a step.
         history: Earlier trials, as the cache gives them.
     """
@@ -157,7 +157,7 @@ def cost_spread(scope: str, history: Sequence[Mapping[str, Any]]) -> float:
     """How many times the expected seconds compiling takes at most.
 
     Args:
-        scope: "whole" or "regional"; anything else is not compiled.
+        scope: "whole", "regional" or "step"; anything else is not compiled.
         history: Earlier trials, as the cache gives them.
     """
     rates = [rate for trial in history if trial.get("compile") == scope and (rate := _rate(trial)) is not None][-20:]

@@ -15,10 +15,12 @@ class Measured:
     Attributes:
         step_seconds: Of the step itself: of several, their median.
         data_seconds: Of the wait for its batch: of several, their mean.
+        page_faults: Pages of memory that the system maps anew in it; 0 on accelerators.
     """
 
     step_seconds: float
     data_seconds: float
+    page_faults: float = 0.0
 
     @property
     def seconds(self) -> float:
