@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 import io
 import pickle
@@ -17,10 +18,12 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
 import upshift
+from upshift.core.malloc import can_keep_freed_memory, keeps_freed_memory
 from upshift.errors import ConfigError, PlanError
 from upshift.tuning.compiler import CompilerCounts
 from upshift.tuning.framework import PlanInFramework
 from upshift.tuning.plan import BASELINE, Plan
+from upshift.tuning.process_settings import set_to
 from upshift.workflows.tune import TunedPlan
 
 
@@ -56,6 +59,7 @@ def process_settings() -> Iterator[None]:
     """Plans set threads and precision for the process."""
     threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
     yield
+    set_to({})
     torch.set_num_threads(threads)
     torch.set_float32_matmul_precision(precision)
 
@@ -243,12 +247,44 @@ def test_what_is_no_torch_optimizer_or_loader_comes_back_as_it_is() -> None:
     assert plan().apply(model) == (model, None, None)
 
 
-def test_threads_are_set_for_the_process_and_left_alone_without_a_number() -> None:
+def test_threads_are_set_for_the_process_and_put_back_by_a_plan_without_a_number() -> None:
     model, _, _ = make()
-    plan(num_threads=2).apply(model)
-    assert torch.get_num_threads() == 2
+    before = torch.get_num_threads()
+    for threads in (before + 1, before + 2):
+        plan(num_threads=threads).apply(model)
+        assert torch.get_num_threads() == threads
     plan().apply(model)
-    assert torch.get_num_threads() == 2
+    assert torch.get_num_threads() == before
+
+
+def test_threads_that_the_user_has_set_since_are_left_alone() -> None:
+    model, _, _ = make()
+    before = torch.get_num_threads()
+    plan().apply(model)
+    assert torch.get_num_threads() == before
+    plan(num_threads=before + 1).apply(model)
+    torch.set_num_threads(before + 2)
+    plan().apply(model)
+    assert torch.get_num_threads() == before + 2
+
+
+def test_the_limit_of_recompiling_is_raised_for_blocks_alone_and_put_back() -> None:
+    model, _, _ = make()
+    before = torch._dynamo.config.recompile_limit
+    plan(compile="regional").apply(model)
+    plan(compile="regional").apply(model)
+    assert torch._dynamo.config.recompile_limit > before
+    plan(compile="whole").apply(model)
+    assert torch._dynamo.config.recompile_limit == before
+
+
+@pytest.mark.skipif(not can_keep_freed_memory(), reason="not glibc, or told otherwise")
+def test_freed_memory_is_kept_as_long_as_a_plan_says_so() -> None:
+    model, _, _ = make()
+    plan(keep_freed_memory=True).apply(model)
+    assert keeps_freed_memory()
+    plan().apply(model)
+    assert not keeps_freed_memory()
 
 
 def test_bf16_is_autocast_and_nothing_else() -> None:
@@ -282,6 +318,17 @@ def test_activation_checkpointing_computes_blocks_again_in_the_backward_pass_alo
     assert len(calls) == 3
 
 
+@pytest.mark.parametrize("replaced", [False, True])
+def test_recomputed_blocks_count_a_batch_once_whatever_their_forward_is(replaced: bool) -> None:
+    model, _, _ = make()
+    if replaced:
+        for block in model.blocks:
+            block.forward = functools.partial(Block.forward, block)
+    plan(activation_checkpointing=True).apply(model)
+    model(torch.randn(4, 3, 8, 8)).sum().backward()
+    assert [int(block.norm.num_batches_tracked) for block in model.blocks] == [1, 1]
+
+
 def test_other_paths_of_data_than_workers_leave_the_loader_alone() -> None:
     model, _, loader = make()
     for path in ("auto", "resident", "mmap"):
@@ -294,6 +341,7 @@ def test_other_paths_of_data_than_workers_leave_the_loader_alone() -> None:
     [
         ({"micro_batch_size": 8}, r"split its batches; received micro_batch_size=8"),
         ({"precision": "fp16"}, r"GradScaler in the loop itself"),
+        ({"compile": "step"}, r'compile its loss and its backward pass; received compile="step"; hint: .*"whole"'),
         ({"device": "cuda"}, r"must be on this machine"),
         ({"precision": "tf32"}, r"needs a CUDA device"),
     ],
@@ -315,6 +363,8 @@ def test_a_model_on_another_device_than_the_plans_is_refused() -> None:
 def test_compiled_models_and_what_is_no_model_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"before torch\.compile"):
         plan().apply(torch.compile(make()[0]))
+    with pytest.raises(ConfigError, match=r"before it is wrapped.*a DataParallel"):
+        plan().apply(nn.DataParallel(make()[0]))
     not_a_model: Any = "model"
     with pytest.raises(ConfigError, match="torch module; received 'model'"):
         plan().apply(not_a_model)
@@ -495,15 +545,54 @@ def test_what_tune_gave_is_applied_like_its_plan() -> None:
 def test_a_plan_in_a_framework_ends_with_its_training() -> None:
     model, optimizer, _ = make()
     threads = torch.get_num_threads()
-    in_loop = PlanInFramework(plan(num_threads=threads + 1, precision="bf16", activation_checkpointing=True))
+    limit = torch._dynamo.config.recompile_limit
+    in_loop = PlanInFramework(
+        plan(
+            num_threads=threads + 1,
+            precision="bf16",
+            activation_checkpointing=True,
+            compile="regional",
+            keep_freed_memory=True,
+        )
+    )
     for _ in range(2):
         in_loop.begin(model, [optimizer])
         assert torch.get_num_threads() == threads + 1
+        assert torch._dynamo.config.recompile_limit > limit
+        assert keeps_freed_memory() == can_keep_freed_memory()
         assert "forward" in vars(model)
         in_loop.end()
         in_loop.end()
         assert torch.get_num_threads() == threads
+        assert torch._dynamo.config.recompile_limit == limit
+        assert not keeps_freed_memory()
         assert all("forward" not in vars(module) for module in model.modules())
+
+
+def test_a_plan_in_a_framework_ends_with_the_plan_that_was_applied_before_it() -> None:
+    model, optimizer, _ = make()
+    threads = torch.get_num_threads()
+    plan(num_threads=threads + 1).apply(model)
+    in_loop = PlanInFramework(plan(num_threads=threads + 2))
+    in_loop.begin(model, [optimizer])
+    in_loop.end()
+    assert torch.get_num_threads() == threads + 1
+    plan().apply(model)
+    assert torch.get_num_threads() == threads
+
+
+def test_a_layout_behind_the_back_of_a_wrapper_for_several_processes_is_refused() -> None:
+    model, optimizer, _ = make()
+    in_loop = PlanInFramework(plan(memory_format="channels_last", num_threads=torch.get_num_threads() + 1))
+    threads = torch.get_num_threads()
+    with pytest.raises(PlanError, match="before it is wrapped for several processes"):
+        in_loop.begin(model, [optimizer], is_distributed=True)
+    assert model.stem.weight.is_contiguous()
+    assert torch.get_num_threads() == threads
+    in_loop.lay_out(model)
+    in_loop.begin(model, [optimizer], is_distributed=True)
+    assert torch.get_num_threads() == threads + 1
+    in_loop.end()
 
 
 def test_a_plan_that_no_loop_can_follow_is_refused_when_the_framework_gets_it() -> None:

@@ -147,13 +147,60 @@ def test_a_loader_with_as_many_workers_as_it_has_keeps_how_long_they_live(persis
     assert with_workers(given, 1).persistent_workers == persistent
 
 
+def trial(verdict: str, **changes: Any) -> dict[str, Any]:
+    return {"name": "a candidate", "verdict": verdict, "changes": changes}
+
+
+@pytest.mark.parametrize(
+    ("trials", "applied"),
+    [
+        ([], 0),
+        ([trial("adopted", memory_format="channels_last")], 2),
+        ([trial("not tried", num_workers=1)], 2),
+        ([trial("adopted", memory_format="channels_last"), trial("refused", num_workers=1)], 0),
+    ],
+    ids=["written by hand", "never tried", "not tried", "tried and refused"],
+)
+def test_a_number_of_workers_is_applied_where_it_was_found_or_written_and_else_left_alone(
+    trials: list[dict[str, Any]], applied: int
+) -> None:
+    plan = Plan(data_path="worker", num_workers=0, trials=tuple(trials))
+    loader: DataLoader[Any] = DataLoader(Numbers(), num_workers=2)
+    assert plan.apply(torch.nn.Linear(2, 2), None, loader)[2].num_workers == applied
+
+
+class Epochs(Dataset[Any]):
+    """What it gives depends on the epoch that it was told."""
+
+    epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __getitem__(self, index: int) -> int:
+        return self.epoch
+
+    def __len__(self) -> int:
+        return 2
+
+
+def test_what_a_loop_tells_its_dataset_between_epochs_reaches_the_workers_of_a_plan() -> None:
+    data: DataLoader[Any] = DataLoader(Epochs())
+    _, _, loader = Plan(data_path="worker", num_workers=1).apply(torch.nn.Linear(2, 2), None, data)
+    seen = []
+    for epoch in range(3):
+        loader.dataset.set_epoch(epoch)
+        seen += [int(batch) for batch in loader]
+    assert seen == [0, 0, 1, 1, 2, 2]
+
+
 def test_an_iterable_dataset_can_be_made_again_with_the_workers_that_it_has() -> None:
     made = with_workers(DataLoader(Stream(), batch_size=4), 0)
     assert [batch.tolist() for batch in made] == [batch.tolist() for batch in DataLoader(Stream(), batch_size=4)]
 
 
 def test_workers_live_from_epoch_to_epoch_and_end_when_told() -> None:
-    made = with_workers(LOADERS["in order"](), 1)
+    made = with_workers(LOADERS["in order"](num_workers=2, persistent_workers=True), 1)
     pids = []
     for _ in range(2):
         list(made)

@@ -70,7 +70,9 @@ def data() -> DataLoader[Any]:
     return DataLoader(images, batch_size=16)
 
 
-def fit(module: Any, folder: Path, *callbacks: Any, ckpt_path: Path | None = None, **settings: Any) -> Any:
+def fit(
+    module: Any, folder: Path, *callbacks: Any, ckpt_path: Path | None = None, loader: Any = None, **settings: Any
+) -> Any:
     trainer = lightning.Trainer(
         accelerator="cpu",
         default_root_dir=folder,
@@ -81,7 +83,7 @@ def fit(module: Any, folder: Path, *callbacks: Any, ckpt_path: Path | None = Non
         **({"max_epochs": 2, "enable_checkpointing": False} | settings),
     )
     torch.manual_seed(3)
-    trainer.fit(module, data(), data(), ckpt_path=ckpt_path)
+    trainer.fit(module, data() if loader is None else loader, data(), ckpt_path=ckpt_path)
     return trainer
 
 
@@ -217,22 +219,15 @@ def test_the_module_itself_can_be_named(tmp_path: Path) -> None:
     assert (torch.bfloat16, True) in ours.kinds
 
 
-def test_a_loader_with_the_workers_of_a_plan_can_be_handed_over(tmp_path: Path, plain_losses: list[float]) -> None:
-    plan, ours = upshift.Plan(data_path="worker", num_workers=1), module()
-    _, _, loader = plan.apply(ours.net, None, data())
-    trainer = lightning.Trainer(
-        accelerator="cpu",
-        max_epochs=2,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[upshift.lightning_callback(plan)],
-    )
-    torch.manual_seed(3)
-    trainer.fit(ours, loader)
-    assert trainer.train_dataloader.num_workers == 1
-    assert len(ours.losses) == len(plain_losses)
+def test_a_loader_with_the_workers_of_a_plan_can_be_handed_over(tmp_path: Path) -> None:
+    plan, losses = upshift.Plan(data_path="worker", num_workers=1), []
+    for workers, callbacks in ((0, []), (1, [upshift.lightning_callback(plan)])):
+        ours = module()
+        _, _, loader = upshift.Plan(data_path="worker", num_workers=workers).apply(ours.net, None, data())
+        trainer = fit(ours, tmp_path, *callbacks, loader=loader)
+        assert trainer.train_dataloader.num_workers == workers
+        losses.append(ours.losses)
+    torch.testing.assert_close(losses[1], losses[0], rtol=1e-4, atol=1e-5)
 
 
 def test_plans_that_no_callback_can_carry_out_are_refused_when_it_is_made() -> None:

@@ -136,6 +136,39 @@ def test_bf16_is_for_the_training_alone(tmp_path: Path) -> None:
     assert kinds == {torch.float32}
 
 
+WORKERS = {"dataloader_num_workers": 2, "dataloader_persistent_workers": True, "dataloader_prefetch_factor": 3}
+
+
+def test_a_plan_without_workers_takes_the_settings_of_workers_with_them(
+    tmp_path: Path, plain_losses: list[float]
+) -> None:
+    callback = upshift.transformers_callback(upshift.Plan(data_path="worker", num_workers=0))
+    trainer, noting = train(classifier(), tmp_path, callback, **WORKERS)
+    torch.testing.assert_close(noting.losses, plain_losses, rtol=1e-3, atol=1e-4)
+    assert trainer.args.dataloader_num_workers == 0
+
+
+def test_workers_that_no_tuning_has_looked_at_stay_those_of_the_arguments(tmp_path: Path) -> None:
+    tried = {"name": "1 thread", "verdict": "adopted", "changes": {"num_threads": 1}}
+    callback = upshift.transformers_callback(upshift.Plan(data_path="worker", num_workers=0, trials=(tried,)))
+    trainer, _ = train(classifier(), tmp_path, callback, num_train_epochs=1, **WORKERS)
+    assert trainer.args.dataloader_num_workers == 2
+    assert trainer.args.dataloader_prefetch_factor == 3
+
+
+def test_after_an_error_the_plan_stays_until_another_is_applied(tmp_path: Path) -> None:
+    class Stopping(transformers.TrainerCallback):  # type: ignore[misc]
+        def on_step_end(self, *arguments: Any, **of_trainer: Any) -> None:
+            raise RuntimeError("stopped")
+
+    model, threads = classifier(), torch.get_num_threads()
+    with pytest.raises(RuntimeError, match="stopped"):
+        train(model, tmp_path, upshift.transformers_callback(PLAN), Stopping())
+    upshift.Plan().apply(model)
+    assert torch.get_num_threads() == threads
+    assert all("forward" not in vars(part) for part in model.modules())
+
+
 def test_a_plan_beside_torch_compile_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="leave torch_compile out"):
         train(classifier(), tmp_path, upshift.transformers_callback(PLAN), torch_compile=True)

@@ -12,6 +12,7 @@ from upshift.training.execution import lay_out
 from upshift.training.optimizers import OptimizerSet
 from upshift.tuning.loader_workers import takes_workers, with_workers
 from upshift.tuning.planned_calls import call_as_planned
+from upshift.tuning.process_settings import set_process
 
 if TYPE_CHECKING:
     from upshift.tuning.plan import Plan
@@ -21,14 +22,17 @@ def apply_plan(plan: Plan, model: nn.Module, optimizer: Any, loader: Any) -> tup
     """Make a user's loop execute as a plan says; see `Plan.apply`."""
     refuse_what_needs_the_loop(plan)
     _refuse_other_models(plan, model)
-    if plan.num_threads is not None:
-        torch.set_num_threads(plan.num_threads)
-    torch.set_float32_matmul_precision("high" if plan.precision == "tf32" else "highest")
-    lay_out(model, torch.channels_last if plan.memory_format == "channels_last" else torch.contiguous_format)
+    set_process(plan)
+    lay_out(model, layout_of(plan))
     if isinstance(optimizer, torch.optim.Optimizer):
         step_as_planned(optimizer, plan)
     call_as_planned(model, plan)
     return model, optimizer, _loader(plan, loader)
+
+
+def layout_of(plan: Plan) -> torch.memory_format:
+    """How kernels of 2-D convolutions lie in memory by a plan."""
+    return torch.channels_last if plan.memory_format == "channels_last" else torch.contiguous_format
 
 
 def step_as_planned(optimizer: torch.optim.Optimizer, plan: Plan) -> None:
@@ -42,8 +46,14 @@ def refuse_what_needs_the_loop(plan: Plan) -> None:
     """Refuse a plan that no loop can follow without being written for it.
 
     Raises:
-        PlanError: It takes a batch in parts, or scales the loss.
+        PlanError: It takes a batch in parts, scales the loss, or compiles the loss with the model.
     """
+    if plan.compile == "step":
+        raise PlanError(
+            "a plan for a loop of your own cannot compile its loss and its backward pass",
+            received='compile="step"',
+            hint='set compile to "whole"; tuning with model= finds what is fastest there',
+        )
     if plan.micro_batch_size is not None:
         raise PlanError(
             "a plan for a loop of your own cannot split its batches",
@@ -67,6 +77,12 @@ def _refuse_other_models(plan: Plan, model: nn.Module) -> None:
             received="a compiled model",
             hint="leave torch.compile out: the plan says whether to compile",
         )
+    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        raise ConfigError(
+            "a plan is applied to the model itself, before it is wrapped for several devices",
+            received=f"a {type(model).__name__}",
+            hint="plan.apply(model), and then DistributedDataParallel(model)",
+        )
     parameter = next(model.parameters(), None)
     if parameter is not None and plan.device not in ("auto", parameter.device.type):
         raise PlanError(
@@ -82,6 +98,18 @@ def is_compiled(model: nn.Module) -> bool:
 
 
 def _loader(plan: Plan, loader: Any) -> Any:
-    if plan.data_path != "worker" or not takes_workers(loader) or loader.num_workers == plan.num_workers:
+    if not says_how_many_workers(plan) or not takes_workers(loader) or loader.num_workers == plan.num_workers:
         return loader
     return with_workers(loader, plan.num_workers)
+
+
+def says_how_many_workers(plan: Plan) -> bool:
+    """Whether a plan's number of workers is meant.
+
+    A loop that never waited for its data was tuned with the workers that it had: no other number was tried, and a
+    loader elsewhere may need its own.
+    """
+    if plan.data_path != "worker":
+        return False
+    tried = [trial for trial in plan.trials if trial.get("verdict") != "not tried"]
+    return not plan.trials or any("num_workers" in trial.get("changes", {}) for trial in tried)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 from torch import nn
 
-from upshift.errors import ConfigError, MissingExtraError, UnknownNameError
+from upshift.errors import BadInputError, ConfigError, MissingExtraError, UnknownNameError
 from upshift.tuning.framework import PlanInFramework
 from upshift.tuning.plan import Plan
 
@@ -24,9 +25,16 @@ def lightning_callback(plan: Plan, model: str | None) -> Any:
         def __init__(self) -> None:
             self._in_loop = PlanInFramework(plan)
 
+        def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+            if stage == "fit" and trainer.world_size > 1:
+                # A network that is made later, in configure_model, has to be laid out there.
+                with contextlib.suppress(BadInputError):
+                    self._in_loop.lay_out(_tuned_part(pl_module, model))
+
         # Not on_fit_start: a checkpoint that is resumed from is loaded after it, and brings an optimizer's state.
         def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-            self._in_loop.begin(_tuned_part(pl_module, model), trainer.optimizers)
+            part = _tuned_part(pl_module, model)
+            self._in_loop.begin(part, trainer.optimizers, is_distributed=trainer.world_size > 1)
 
         def on_train_end(self, trainer: Any, pl_module: Any) -> None:
             self._in_loop.end()

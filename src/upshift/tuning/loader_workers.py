@@ -22,7 +22,10 @@ def takes_workers(loader: Any) -> TypeGuard[DataLoader[Any]]:
 
 
 def with_workers(loader: DataLoader[Any], num_workers: int) -> SameBatches:
-    """The same loader with another number of worker processes, which then live on from epoch to epoch.
+    """The same loader with another number of worker processes.
+
+    They live on from epoch to epoch only where the loader's own did: they would not see what the loop changes in the
+    dataset between two epochs.
 
     Batches are the same and in the same order as far as the dataset and the sampler say what they are; a sampler and a
     transform that draw from the process's generators while the epoch runs get other draws in other processes.
@@ -33,7 +36,7 @@ def with_workers(loader: DataLoader[Any], num_workers: int) -> SameBatches:
     """
     settings: dict[str, Any] = {
         "num_workers": num_workers,
-        "persistent_workers": num_workers > 0 and (loader.persistent_workers or num_workers != loader.num_workers),
+        "persistent_workers": num_workers > 0 and loader.persistent_workers,
         "collate_fn": loader.collate_fn,
         "pin_memory": loader.pin_memory,
         "worker_init_fn": loader.worker_init_fn,

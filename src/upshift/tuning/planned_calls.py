@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from upshift.training.batches import at_least_single, shapes
-from upshift.training.execution import AUTOCAST_DTYPES, MAX_VARIANTS_OF_A_BLOCK, recomputed, repeated_blocks
+from upshift.training.batches import at_least_single, map_tensors, shapes
+from upshift.training.execution import AUTOCAST_DTYPES, CUDA_GRAPH_MODES, recomputed, repeated_blocks
 
 if TYPE_CHECKING:
     from upshift.tuning.plan import Plan
@@ -34,13 +34,11 @@ def call_as_planned(model: nn.Module, plan: Plan) -> None:
     """
     call_plainly(model)
     is_compiled = _Fits() if plan.compile != "none" else None
-    if plan.compile == "regional":
-        limit = torch._dynamo.config.recompile_limit
-        torch._dynamo.config.recompile_limit = max(limit, MAX_VARIANTS_OF_A_BLOCK)
     if plan.activation_checkpointing or plan.compile == "regional":
         for block in repeated_blocks(model):
             block.forward = BlockForward(
                 block.forward,
+                block=block,
                 compiled=_compiled(block.forward, plan) if plan.compile == "regional" else None,
                 fits=is_compiled,
                 recompute=plan.activation_checkpointing,
@@ -52,6 +50,7 @@ def call_as_planned(model: nn.Module, plan: Plan) -> None:
             compiled=_compiled(model.forward, plan) if plan.compile == "whole" else None,
             fits=is_compiled,
             autocast=AUTOCAST_DTYPES.get(plan.precision),
+            records_graphs=plan.compile_mode in CUDA_GRAPH_MODES,
         )
 
 
@@ -136,16 +135,19 @@ def _method_of_class(forward: Forward) -> MethodType | None:
 class BlockForward(PlannedForward):
     """The `forward` of a block that repeats in a model."""
 
-    def __init__(self, forward: Forward, *, compiled: Forward | None, fits: _Fits | None, recompute: bool) -> None:
+    def __init__(
+        self, forward: Forward, *, block: nn.Module, compiled: Forward | None, fits: _Fits | None, recompute: bool
+    ) -> None:
         super().__init__(forward)
-        self._compiled, self._fits, self._recompute = compiled, fits, recompute
+        # Not found by its `forward`, which may be a function that somebody has put there.
+        self._block, self._compiled, self._fits, self._recompute = block, compiled, fits, recompute
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
         forward = self._forward
         if self._compiled is not None and self._fits is not None and self._fits.now:
             forward = self._compiled
         if self._recompute and torch.is_grad_enabled():
-            forward = recomputed(forward, getattr(self._forward, "__self__", None))
+            forward = recomputed(forward, self._block)
         return forward(*arguments, **named)
 
 
@@ -160,9 +162,11 @@ class ModelForward(PlannedForward):
         compiled: Forward | None,
         fits: _Fits | None,
         autocast: torch.dtype | None,
+        records_graphs: bool,
     ) -> None:
         super().__init__(forward)
         self._model, self._compiled, self._fits, self._dtype = model, compiled, fits, autocast
+        self._records_graphs = records_graphs
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
         forward = self._forward
@@ -171,7 +175,8 @@ class ModelForward(PlannedForward):
             try:
                 if self._fits.now and self._compiled is not None:
                     forward = self._compiled
-                return self._call(forward, arguments, named)
+                outputs = self._call(forward, arguments, named)
+                return map_tensors(_kept, outputs) if self._fits.now and self._records_graphs else outputs
             finally:
                 self._fits.now = False
         return self._call(forward, arguments, named)
@@ -183,3 +188,8 @@ class ModelForward(PlannedForward):
         with torch.autocast("cpu" if parameter is None else parameter.device.type, self._dtype):
             outputs = forward(*arguments, **named)
         return at_least_single(outputs)
+
+
+def _kept(output: torch.Tensor) -> torch.Tensor:
+    """An output that lasts: what a CUDA graph gives lies in memory that its next replay overwrites."""
+    return output.clone() if output.is_cuda else output
