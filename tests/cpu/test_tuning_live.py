@@ -19,7 +19,8 @@ from simulated_clock import simulated_clock
 from upshift import Plan, train
 from upshift.core.cache import TuningCache
 from upshift.core.environment import describe
-from upshift.core.files import cache_folder
+from upshift.core.files import cache_folder, write_bytes
+from upshift.errors import StorageError
 from upshift.tuning.plan import BASELINE, load_plan
 
 pytestmark = pytest.mark.usefixtures("simulated_clock", "one_core")
@@ -117,6 +118,52 @@ def test_a_second_run_begins_with_the_plan_of_the_first(tmp_path: Path, no_memor
     (trial,) = second["plan"]["trials"]
     assert "known from an earlier run" in trial["name"] and trial["verdict"] == "adopted"
     assert_same_losses(losses(tmp_path / "second"), losses(tmp_path / "first"))
+
+
+def test_trials_are_written_when_the_plan_changes_and_at_the_end_alone(
+    tmp_path: Path, no_memory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[str] = []
+
+    def write(path: Path, data: bytes) -> None:
+        written.append(path.name)
+        write_bytes(path, data)
+
+    monkeypatch.setattr("upshift.workflows.live_tuning.write_bytes", write)
+    result = run(tmp_path / "short", *QUICK, "epochs=1")
+    assert {trial["verdict"] for trial in result["plan"]["trials"]} <= {"not tried"} and len(written) == 1
+    written.clear()
+    found = run(tmp_path / "tuned")
+    assert trials(found)["channels_last"]["verdict"] == "adopted"
+    assert len(written) <= 4, "at the adoption, at pauses after which there is more to tell, and at the end"
+
+
+def test_the_trials_of_a_run_are_one_file_of_the_memory_and_a_known_plan_adds_none(
+    tmp_path: Path, no_memory: Path
+) -> None:
+    run(tmp_path / "first")
+    (path,) = no_memory.glob("*/trials/*.json")
+    remembered = path.read_bytes()
+    assert json.loads(remembered)["content"][0]["changes"] == {"memory_format": "channels_last"}
+    second = run(tmp_path / "second")
+    assert second["tuning"]["from_cache"] is True
+    assert list(no_memory.glob("*/trials/*.json")) == [path] and path.read_bytes() == remembered
+
+
+def test_a_run_folder_that_cannot_be_written_for_a_while_does_not_end_the_training(
+    tmp_path: Path, no_memory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_full = [True]
+
+    def write(path: Path, data: bytes) -> None:
+        if is_full.pop() if is_full else False:
+            raise StorageError("a file must be writable", received="No space left on device", hint="make room")
+        write_bytes(path, data)
+
+    monkeypatch.setattr("upshift.workflows.live_tuning.write_bytes", write)
+    result = run(tmp_path / "run")
+    assert not is_full and result["plan"]["memory_format"] == "channels_last"
+    assert any("could not be written into the run folder: No space" in note for note in result["notes"])
 
 
 def test_another_job_does_not_begin_with_it(tmp_path: Path, no_memory: Path) -> None:

@@ -2,7 +2,7 @@
 
     <cache folder>/tuning-v1/<environment>/plans/<subject>.json      the latest plan of a job
                                           /limits/<device>.json      see `core.limits`
-                                          /trials/<number>-<random>.json   one file a call of `add_trials`
+                                          /trials/<number>-<random>.json   one file a run
 
 A cache may be lost at any time and must never stop a run: whatever cannot be read counts as absent, whatever
 cannot be written is left out, and `TuningCache.notes` says so. There is no lock, so that none can be left
@@ -106,16 +106,30 @@ class TuningCache:
                 break
         return newest_first[:MAX_TRIALS][::-1]
 
-    def add_trials(self, environment: str, records: list[dict[str, Any]]) -> None:
-        """Add to the history of trials; two processes that add at the same time both keep theirs."""
+    def add_trials(
+        self, environment: str, records: list[dict[str, Any]], *, replaced: Path | None = None
+    ) -> Path | None:
+        """Add to the history of trials; two processes that add at the same time both keep theirs.
+
+        Args:
+            environment: `environment.fingerprint` of the machine.
+            records: The trials.
+            replaced: The file that an earlier call returned, whose trials these take the place of: a run that tells of
+                its trials one after another has one file, however many they are.
+
+        Returns:
+            Their file; None where nothing is kept.
+        """
         files = self._trial_files(environment)
         number = min(files[-1][0] + 1, _LAST_NUMBER) if files else 0
-        path = self._path("trials", environment, f"{number:09d}-{uuid.uuid4().hex[:8]}.json")
+        path = replaced or self._path("trials", environment, f"{number:09d}-{uuid.uuid4().hex[:8]}.json")
         if path and records:
             self._write(path, "trials", environment, "", records[-MAX_TRIALS:])
-            for _, old in files[: -(MAX_TRIAL_FILES - 1)]:
+            others = [old for _, old in files if old != path]
+            for old in others[: -(MAX_TRIAL_FILES - 1)]:
                 with contextlib.suppress(OSError):
                     old.unlink()
+        return path if records else replaced
 
     def _path(self, kind: str, environment: str, name: str) -> Path | None:
         return self._folder and self._folder / _file_name(environment) / kind / name

@@ -44,7 +44,7 @@ class Tuner:
         config: How to go about it.
         history: Earlier trials on this machine, for what things cost.
         on_adopted: Called with the plan whenever it changes.
-        on_complete: Called when tuning has come to its end.
+        on_pause: Called when the loop is about to do something else than steps: to evaluate, or to save.
         known: What an earlier run found; as long as its steps are about as fast as then, nothing is raced.
         handed_over: A plan that was measured elsewhere; it is raced before all else.
 
@@ -63,7 +63,7 @@ class Tuner:
         config: TunerConfig | None = None,
         history: Sequence[Mapping[str, Any]] = (),
         on_adopted: Callable[[Plan], None] | None = None,
-        on_complete: Callable[[], None] | None = None,
+        on_pause: Callable[[], None] | None = None,
         known: KnownPlan | None = None,
         handed_over: Plan | None = None,
     ) -> None:
@@ -75,7 +75,6 @@ class Tuner:
             loader_for=loader_for,
             device=job.device,
             stop_when_done=config.stop_when_done,
-            on_complete=on_complete,
         )
         self.observer = StepObserver(live, ledger, job=job, history=history, at_any_cost=config.stop_when_done)
         duels = Duels(live, ledger, batch_size=job.batch_size)
@@ -85,7 +84,7 @@ class Tuner:
         self._challenges = Challenges(live, ledger, self.observer, duels, job=job, config=config)
         self._confirming = Confirming(live, ledger, duels, config)
         self._whole_plans = [] if handed_over is None else [handed_over_candidate(fitted(handed_over, job), plan)]
-        self._at_any_cost = config.stop_when_done
+        self._at_any_cost, self._on_pause = config.stop_when_done, on_pause
         self._watch: Watch | None = None
         self._meter = LoadMeter()
 
@@ -179,6 +178,8 @@ class Tuner:
     def before_pause(self, loop: Conducted) -> None:
         """Leave out what the loop does beside steps."""
         self.live.before_pause(loop)
+        if self._on_pause is not None:
+            self._on_pause()
 
     def on_error(self, loop: Conducted, error: Exception) -> bool:
         """Go back to a plan that worked, if the error may be the plan's doing; see `LiveSteps`."""

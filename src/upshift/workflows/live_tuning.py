@@ -24,6 +24,7 @@ from upshift.data.dataset import PackedDataset
 from upshift.data.loaders import Loader, free_memory_bytes
 from upshift.data.rates import DataRates, data_rates, known_data_rates
 from upshift.data.torch_datasets import TorchDataset
+from upshift.errors import StorageError
 from upshift.tuning.batch_size import ChangedAlgorithm
 from upshift.tuning.candidates import Job, job_of
 from upshift.tuning.config import KnownPlan, TunerConfig
@@ -123,8 +124,10 @@ class LiveTuning:
             self._of_before: tuple[Mapping[str, Any], ...] = ()
         else:  # what the plan that is begun with was chosen by
             self._of_before = known.decided if known is not None else ()
-        self._num_kept = 0
+        self._trials_file: Path | None = None
+        self._kept: tuple[object, ...] | None = None
         self._folder: RunFolder | None = None
+        self._notes: list[str] = []
 
         first = prepared.loaders.train
 
@@ -144,21 +147,43 @@ class LiveTuning:
             config=config,
             history=self._cache.trials(self._environment),
             on_adopted=self._keep,
-            on_complete=self._keep,
+            on_pause=self._keep_news,
             known=known,
             handed_over=handed_over,
         )
-        self.tuner.ledger.on_trial = self._keep
 
     def keep_plan_in(self, folder: RunFolder) -> None:
         """Write each plan that is adopted into the folder's `plan.json`."""
         self._folder = folder
 
-    def _keep(self, news: Plan | Trial | None = None) -> None:
-        """A plan was adopted or dropped, a candidate decided, or tuning has come to its end."""
-        if self._folder is not None:
-            self._write(self._folder, self.plan())
-        self.remember()
+    def _keep_news(self) -> None:
+        """The loop pauses: keep what is new since the last time, so that a checkpoint is never ahead of it.
+
+        Not each time that a candidate is decided: files are flushed to disk, which takes longer than many a trial.
+        """
+        if self._made() and self._found() != self._kept:
+            self.tuner.ledger.start_spending()
+            self._keep(self.tuner.plan)
+            self.tuner.ledger.book_spent()
+
+    def _keep(self, plan: Plan) -> None:
+        """Keep what there is now, as a plan was adopted or dropped, or the loop pauses."""
+        self._kept = self._found()
+        try:
+            if self._folder is not None:
+                self._write(self._folder, self.plan())
+            self.remember()
+        except StorageError as error:  # of a disk that is full now: training goes on, and a checkpoint will tell
+            note = f"what tuning has found so far could not be written into the run folder: {error.received}"
+            if note not in self._notes:
+                self._notes.append(note)
+
+    def _found(self) -> tuple[object, ...]:
+        """What later runs would begin with otherwise than before."""
+        return self.tuner.plan, [(trial.name, trial.verdict) for trial in self._made()], self.tuner.is_complete
+
+    def _made(self) -> list[Trial]:
+        return [trial for trial in self.tuner.ledger.trials if trial.verdict != "not tried"]
 
     def _write(self, folder: RunFolder, plan: Plan) -> None:
         plan.save(folder.plan)
@@ -180,7 +205,7 @@ class LiveTuning:
     def notes(self) -> list[str]:
         """What the user should know."""
         slowed = slowdowns(since=self._counts) if self.tuner.ledger.trials else []
-        return [*self.tuner.ledger.notes, *slowed, *self._cache.notes]
+        return [*self.tuner.ledger.notes, *slowed, *self._cache.notes, *self._notes]
 
     def finish(self, folder: RunFolder) -> Plan:
         """Write plan and trials into the run folder, remember them for later runs, and give the plan."""
@@ -192,12 +217,12 @@ class LiveTuning:
     def remember(self) -> None:
         """Keep the plan and the new trials for later runs on this machine, and for this one when it is resumed.
 
-        That is done whenever there is something new, so that a run which is stopped leaves all that it has learnt.
+        That is done whenever the plan changes and before checkpoints, so that a run which is stopped leaves all that it
+        has learnt by then. A plan that was known, and taken without a race, tells nothing of what such trials come to.
         """
-        made = [trial for trial in self.tuner.ledger.trials if trial.verdict != "not tried"]
-        new, self._num_kept = made[self._num_kept :], len(made)
-        if new:
-            self._cache.add_trials(self._environment, [trial.to_json() | dict(trial.changes) for trial in new])
+        raced = [trial for trial in self._made() if trial.verdict in ("refused", "failed") or trial.num_rounds]
+        records = [trial.to_json() | dict(trial.changes) for trial in raced]
+        self._trials_file = self._cache.add_trials(self._environment, records, replaced=self._trials_file)
         document = to_document(self.tuner, self.plan())
         if document is not None:
             self._cache.save_plan(self._environment, self._subject, document)
