@@ -22,6 +22,7 @@ from torch import nn
 
 from simulated_clock import spend
 from upshift.tuning.plan import BASELINE, Plan
+from upshift.tuning.trials import NO_LONGER_PROPOSED
 from upshift.tuning.tuner import TunerConfig
 
 pytestmark = pytest.mark.usefixtures("simulated_clock")
@@ -182,3 +183,34 @@ def test_a_candidate_that_costs_too_much_is_given_up_early(tmp_path: Path) -> No
     trial = found.trials["channels_last"]
     assert trial.verdict == "refused" and "more than may be lost" in trial.reason
     assert trial.num_rounds == 3
+
+
+def test_what_is_no_longer_proposed_for_the_plan_as_it_became_is_not_raced(tmp_path: Path) -> None:
+    model = nn.Sequential(Taking(), nn.Flatten(), nn.Linear(4 * 36, CLASSES))
+    found = tuned(
+        tmp_path,
+        model,
+        loader=slow_from_memory(BASELINE),
+        arguments={"loader_for": slow_from_memory},
+        facts={"data_paths": ("resident", "mmap", "worker"), "data_path": "resident"},
+        epochs=30,
+    )
+    assert found.trials["read-ahead from the store"].verdict == "adopted"
+    trial = found.trials["1 data worker"]
+    assert trial.verdict == "not tried" and trial.num_rounds == 0, "no step waits any more"
+    assert trial.reason == NO_LONGER_PROPOSED
+    assert list(found.trials)[-1] == "1 data worker", "told at the end: until then it might have been proposed again"
+
+
+def test_what_is_tried_after_an_adoption_is_expected_to_gain_what_is_left_to_gain(tmp_path: Path) -> None:
+    found = tuned(
+        tmp_path,
+        Wide(),
+        loader=slow_from_memory(BASELINE),
+        arguments={"loader_for": slow_from_memory},
+        facts={"data_paths": ("resident", "mmap"), "data_path": "resident"},
+        epochs=20,
+    )
+    data, layout = found.trials["read-ahead from the store"], found.trials["channels_last"]
+    assert data.verdict == "adopted" and data.step < layout.step
+    assert layout.expected_gain > 0.085, "a tenth of a step that hardly waits any more, as it did for a third of it"

@@ -16,7 +16,7 @@ from upshift.tuning.ledger import Ledger
 from upshift.tuning.live import Block, CandidateFailed, CandidateRefused, LiveSteps, Story, first_line
 from upshift.tuning.observer import FIRST_STEPS, StepObserver
 from upshift.tuning.plan import Plan
-from upshift.tuning.trials import PRESENT, REFUSED_BEFORE, UNDECIDED, Verdict
+from upshift.tuning.trials import NO_LONGER_PROPOSED, PRESENT, REFUSED_BEFORE, UNDECIDED, Verdict
 from upshift.tuning.whole_plans import first_candidate
 
 
@@ -56,29 +56,32 @@ class Challenges:
             refused_before: What an earlier run found to be no faster, and is not tried again.
         """
         self._refused += refused_before
-        first_of_all = list(whole_plans) if any(candidate.changes for candidate in whole_plans) else []
+        plans = list(whole_plans) if any(candidate.changes for candidate in whole_plans) else []
         config = RaceConfig(budget_seconds=self._config.budget_seconds, seed=self._config.seed)
         contest = Race("the plan", config=config, clock=clock.now)
-        entered: dict[str, Candidate] = {}
+        seen: dict[str, Candidate] = {}
+        had_turn: set[str] = set()
         while True:
-            num_entered = len(entered)
-            # What may be faster than the plan as it is now: what was adopted changes that.
-            found = first_of_all or candidates(self._job, self._ledger.plan, self._observer.observed(loop))
-            first_of_all = []
-            for candidate in found:
-                if candidate.name not in entered:
-                    entered[candidate.name] = candidate
-                    contest.enter(self._contender(candidate))
-            num_seen = len(contest.outcomes)
-            chosen = contest.next()
-            for outcome in contest.outcomes[num_seen:]:
-                skipped = entered[outcome.name]
-                cost = self._duels.expected_cost(skipped)
-                self._ledger.record(loop, skipped, "not tried", outcome.reason, cost)
-            if chosen is not None:
-                yield from self._challenge(loop, entered[chosen.name], contest)
-            elif len(entered) == num_entered:
+            # What may be faster than the plan as it is now, and by how much: what was adopted changes both.
+            found = [candidate for candidate in plans if candidate.name not in had_turn]
+            if not found:
+                found = candidates(self._job, self._ledger.plan, self._observer.observed(loop))
+            seen |= {candidate.name: candidate for candidate in found}
+            waiting = [(self._contender(candidate), candidate) for candidate in found if candidate.name not in had_turn]
+            if not waiting:
                 break
+            contender, candidate = max(waiting, key=lambda entry: entry[0].promise)
+            had_turn.add(candidate.name)
+            contest.enter(contender)
+            if contest.next() is None:
+                reason = contest.outcomes[-1].reason
+                self._ledger.record(loop, candidate, "not tried", reason, contender.expected_cost_seconds)
+            else:
+                yield from self._challenge(loop, candidate, contest)
+        for name, candidate in seen.items():
+            if name not in had_turn:
+                cost = self._duels.expected_cost(candidate)
+                self._ledger.record(loop, candidate, "not tried", NO_LONGER_PROPOSED, cost)
 
     def race_first_plan(self, loop: Conducted) -> Story:
         """Race the plan that training began with against the tuned one, which became slow."""

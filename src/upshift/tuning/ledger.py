@@ -16,7 +16,7 @@ from upshift.tuning.fidelity import Fidelity
 from upshift.tuning.payback import Account, cost_spread, least_gain
 from upshift.tuning.plan import Plan
 from upshift.tuning.stopwatch import Measured
-from upshift.tuning.trials import PRESENT, REFUSED_BEFORE, Confirmation, Trial, Verdict
+from upshift.tuning.trials import GAINS_NOTHING, Confirmation, Trial, Verdict
 from upshift.tuning.whole_plans import HANDED_OVER
 
 
@@ -230,7 +230,7 @@ class Ledger:
         details: Mapping[str, Any] | None = None,
     ) -> None:
         """Write down what became of a candidate, and tell those who want to know; see `Trial` for the arguments."""
-        if verdict == "not tried" and self.step is not None and reason not in (PRESENT, REFUSED_BEFORE):
+        if verdict == "not tried" and self.step is not None and reason not in GAINS_NOTHING:
             self.untried_seconds = max(self.untried_seconds or 0.0, loop.remaining_steps * self.step.step_seconds)
         interval = duel.interval if duel is not None and math.isfinite(duel.interval.high) else None
         trial = Trial(
