@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import TensorDataset
 
 import upshift
 from upshift.errors import BadInputError, ConfigError, PlanError
@@ -106,7 +107,7 @@ def test_trace_has_steps_operators_and_python_functions(profiled: ProfiledTraini
         events = json.load(file)["traceEvents"]
     kinds = {event.get("cat") for event in events}
     assert {"cpu_op", "python_function", "user_annotation"} <= kinds
-    assert sum(event["name"] == "step" and event.get("cat") == "user_annotation" for event in events) == 2
+    assert sum(event["name"] == "upshift: step" and event.get("cat") == "user_annotation" for event in events) == 2
 
 
 def test_fields_are_the_documented_ones(profiled: ProfiledTraining) -> None:
@@ -152,8 +153,6 @@ def test_commands_are_of_this_program_and_name_plans_that_exist(profiled: Profil
 
     verbs = typer.main.get_group(app).commands
     for advice in profiled.result["advice"]:
-        if advice["command"] is None:
-            continue
         program, verb, recipe, *options = shlex.split(advice["command"])
         assert (program, recipe) == ("upshift", "digits")
         with verbs[verb].make_context(verb, [recipe, *options]) as context:
@@ -294,6 +293,34 @@ def test_a_folder_with_something_in_it_is_refused_and_left(tmp_path: Path) -> No
     with pytest.raises(BadInputError, match="new or empty"):
         upshift.profile("digits", out=tmp_path, num_steps=3)
     assert [path.name for path in tmp_path.iterdir()] == ["kept.txt"]
+
+
+def test_datasets_whose_size_is_no_multiple_of_the_batch_are_profiled(tmp_path: Path) -> None:
+    data = {name: TensorDataset(torch.rand(150, 1, 8, 8), torch.arange(150) % 10) for name in ("train", "test")}
+    recipe = Recipe(name="linear", model=Linear, batch_size=64)
+    items = upshift.profile(recipe, data=data, out=tmp_path / "out", num_steps=3).result["items"]
+    assert items["num_items"] == 150
+
+
+def test_settings_of_the_process_are_as_they_were(tmp_path: Path) -> None:
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads + 1)
+        torch.set_float32_matmul_precision("medium")
+        overrides = ["batch_size=8"]
+        upshift.profile("digits", plan=Plan(num_threads=1), overrides=overrides, out=tmp_path / "out", num_steps=3)
+        assert (torch.get_num_threads(), torch.get_float32_matmul_precision()) == (threads + 1, "medium")
+    finally:
+        torch.set_num_threads(threads)
+        torch.set_float32_matmul_precision("highest")
+
+
+def test_a_plan_that_is_in_no_file_is_written_where_commands_name_it(tmp_path: Path) -> None:
+    plan = Plan(micro_batch_size=2)
+    result = upshift.profile("digits", plan=plan, overrides=["batch_size=4"], out=tmp_path / "out", num_steps=3).result
+    commands = [advice["command"] for advice in result["advice"]]
+    named = {word for command in commands for word in shlex.split(command) if word.endswith(".json")}
+    assert all(load_plan(name).micro_batch_size == 2 for name in named)
 
 
 def test_wrong_types_are_refused(tmp_path: Path) -> None:

@@ -138,6 +138,26 @@ def test_values_read_back_in_each_step_are_named(images: Path, tmp_path: Path) -
     assert result["breakdown"]["synchronization"] > 0
 
 
+class ReadsOnce(nn.Module):
+    """Reads one value of its inputs in each step, which is that of an operator that takes long."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.classify = nn.Linear(SIDE * SIDE, CLASSES)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        flat = images.flatten(1)
+        norm = torch.linalg.matrix_norm(flat, 2).item()
+        outputs: torch.Tensor = self.classify(flat / (norm + 1))
+        return outputs
+
+
+def test_a_single_value_read_back_in_each_step_is_named(images: Path, tmp_path: Path) -> None:
+    result = profile_of(ReadsOnce, images, tmp_path / "out")
+    check(first(result), "synchronization", line_of(ReadsOnce.forward, ".item()"))
+    assert first(result)["title"].startswith("1 value a step is")
+
+
 # --- float64 ----------------------------------------------------------------------------------------------
 
 

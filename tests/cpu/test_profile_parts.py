@@ -17,8 +17,10 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import upshift
+from upshift.core.records import RunFolder, read_jsonl
 from upshift.recipes.recipe import Recipe
 from upshift.training.loss import CrossEntropy
+from upshift.training.metrics import RunningMetrics
 from upshift.training.rng import seed_everything
 from upshift.tuning.breakdown import Breakdown
 from upshift.tuning.plan import BASELINE, Plan
@@ -34,7 +36,7 @@ from upshift.tuning.profiling.attribution import (
 from upshift.tuning.profiling.batch import BatchScaling
 from upshift.tuning.profiling.cause import Cause
 from upshift.tuning.profiling.causes import find_causes
-from upshift.tuning.profiling.events import CallCost, TimedOperator, WatchedStep
+from upshift.tuning.profiling.events import CallCost, TimedOperator, WatchedStep, record, watched_steps
 from upshift.tuning.profiling.items import profile_items
 from upshift.tuning.profiling.job import Job
 from upshift.tuning.profiling.measure import Measurement
@@ -317,6 +319,17 @@ def test_rows_add_up_their_calls_and_know_their_limit() -> None:
     assert unknown.share_of_limit is None
 
 
+def test_products_in_float64_are_not_judged_by_what_float32_reaches() -> None:
+    roofline = Roofline(flops_per_second=100.0, bytes_per_second=10.0)
+    product = AttributedCall(call("mm", flops=50, num_bytes=10, is_float64=True), 1.0, 0.0)
+    addition = AttributedCall(call("add", num_bytes=10, is_float64=True), 2.0, 0.0)
+    row_of_addition, row_of_product = operator_rows([product, addition], 3.0, roofline)
+    assert (row_of_product.share_of_limit, row_of_product.limited_by) == (None, None)
+    assert row_of_product.flops_per_second == 50.0
+    assert (row_of_addition.share_of_limit, row_of_addition.limited_by) == (0.5, "memory bandwidth")
+    assert memory_share([product, addition], roofline) == pytest.approx(2 / 3)
+
+
 def test_operators_of_the_loader_take_no_more_than_was_waited_for() -> None:
     steps = [[TimedOperator("aten::to", 1.0, 0.0, "forward")], []]
     (row,) = timed_rows(steps, 2.0, phase="data", at_most=0.1)
@@ -446,10 +459,11 @@ def test_scaling_never_spares_less_than_nothing() -> None:
 def job(tmp_path: Path, **fields: Any) -> Job:
     known: dict[str, Any] = {
         "recipe": "digits",
-        "options": ("--variant", "a b"),
+        "options": {"variant": "a b"},
         "settings": (),
         "data_handed_over": False,
         "plan": BASELINE,
+        "plan_argument": "baseline",
         "data_path": "resident",
         "augments": False,
         "num_cores": 4,
@@ -465,7 +479,8 @@ def test_waiting_for_packed_data_is_answered_by_where_they_lie(tmp_path: Path) -
     assert advice.plan == {"data_path": "resident"}
     assert advice.command == f"upshift train digits --variant 'a b' --plan {tmp_path / 'plan-resident.json'}"
     advice, _ = advise(slow, job(tmp_path, augments=True))
-    assert advice.command is None and "Augment less" in advice.action
+    assert advice.command == "upshift profile digits --variant 'a b'"
+    assert "Augment less" in advice.action and advice.action.endswith("Then profile again.")
 
 
 def test_samples_made_one_by_one_are_answered_by_processes_for_each_core(tmp_path: Path) -> None:
@@ -474,8 +489,9 @@ def test_samples_made_one_by_one_are_answered_by_processes_for_each_core(tmp_pat
     slow = measurement(step, data_wait=32 * made.seconds, items=made)
     found = advise(slow, job(tmp_path, recipe=None, data_handed_over=True))
     workers = next(item for item in found if item.plan is not None)
-    assert workers.command == "upshift.train(recipe, data=data, plan=upshift.Plan(data_path='worker', num_workers=4))"
-    assert upshift.Plan(**workers.plan or {}) == Plan(data_path="worker", num_workers=4)
+    called = eval(workers.command, {"upshift": Calls, "recipe": "it", "data": "these"})
+    expected = {"data": "these", "variant": "a b", "plan": replace(BASELINE, data_path="worker", num_workers=4)}
+    assert called == ("train", "it", expected)
     busy = job(tmp_path, recipe=None, plan=Plan(data_path="worker", num_workers=4))
     assert all(item.plan is None for item in advise(slow, busy))
 
@@ -486,9 +502,49 @@ def test_commands_repeat_the_settings_and_replace_the_one_that_is_advised(tmp_pa
         "upshift train digits --set epochs=3 --set batch_size=64 --variant 'a b'"
     )
     assert asked.tune() == "upshift tune digits --set batch_size=2 --set epochs=3 --variant 'a b'"
-    from_python = job(tmp_path, recipe=None, settings=("batch_size=2",))
-    assert from_python.train_with_setting("batch_size=64") == ("upshift.train(recipe, overrides=['batch_size=64'])")
-    assert from_python.tune() == "upshift.tune(recipe, overrides=['batch_size=2'])"
+
+
+def test_commands_repeat_the_plan_and_all_options_in_python_too(tmp_path: Path) -> None:
+    options = {"variant": "fast", "seed": 3, "data_dir": "/a b", "skip_bad": True}
+    plan = Plan(micro_batch_size=16, memory_format="channels_last")
+    asked = job(tmp_path, options=options, plan=plan, plan_argument="my plan.json")
+    words = "--variant fast --seed 3 --data-dir '/a b' --skip-bad --plan 'my plan.json'"
+    assert asked.train_with_setting("batch_size=64") == f"upshift train digits --set batch_size=64 {words}"
+    assert asked.profile() == f"upshift profile digits {words}"
+    unnamed = job(tmp_path, options={}, plan=plan, plan_argument=None)
+    assert unnamed.train_with_setting("epochs=2").endswith(f"--plan {tmp_path / 'plan-profiled.json'}")
+    assert unnamed.needs_profiled_plan
+    from_python = job(tmp_path, recipe=None, settings=("batch_size=2",), options=options, plan=plan, plan_argument=None)
+    commands = (
+        from_python.train_with_setting("batch_size=64"),
+        from_python.train_with("compile", {"compile": "whole"}),
+        from_python.profile(),
+        from_python.tune(),
+    )
+    setting, compiled, profiled, tuned = (eval(text, {"upshift": Calls, "recipe": "it"}) for text in commands)
+    assert setting == ("train", "it", options | {"overrides": ["batch_size=64"], "plan": plan})
+    as_before = options | {"overrides": ["batch_size=2"]}
+    assert compiled == ("train", "it", as_before | {"plan": replace(plan, compile="whole")})
+    assert profiled == ("profile", "it", as_before | {"plan": plan})
+    assert tuned == ("tune", "it", as_before)
+
+
+class Calls:
+    """In the place of upshift: gives what its functions are called with."""
+
+    Plan = Plan
+
+    @staticmethod
+    def train(recipe: str, **named: Any) -> tuple[str, str, dict[str, Any]]:
+        return "train", recipe, named
+
+    @staticmethod
+    def profile(recipe: str, **named: Any) -> tuple[str, str, dict[str, Any]]:
+        return "profile", recipe, named
+
+    @staticmethod
+    def tune(recipe: str, **named: Any) -> tuple[str, str, dict[str, Any]]:
+        return "tune", recipe, named
 
 
 # --- the dataset --------------------------------------------------------------------------------------
@@ -513,6 +569,50 @@ def test_a_dataset_of_tensors_has_no_function_to_blame() -> None:
 
 
 # --- the rehearsal ------------------------------------------------------------------------------------
+
+
+def test_a_rehearsal_has_the_learning_rates_of_the_trainer_to_its_last_step() -> None:
+    overrides = ["max_steps=4", "schedule.name=linear", "schedule.warmup_fraction=0", "log_every=1"]
+    with tempfile.TemporaryDirectory() as folder:
+        trained = upshift.train("digits", overrides=overrides, plan="baseline", out=Path(folder) / "run")
+        recorded = [line["learning_rate"] for line in read_jsonl(RunFolder(trained.path).metrics)]
+    rehearsal = rehearsal_of("digits", overrides=overrides)
+    batches, rates = rehearsal.batches(), []
+    for _ in range(4):
+        rehearsal.step(*next(batches))
+        rates.append(rehearsal.optimizer.learning_rate)
+    assert rates == pytest.approx(recorded) and rates[-1] == 0
+
+
+def test_a_rehearsal_reads_metrics_as_often_as_the_trainer() -> None:
+    class Counting(RunningMetrics):
+        num_taken = 0
+
+        def take(self) -> dict[str, float]:
+            self.num_taken += 1
+            return super().take()
+
+    # 1,438 steps an epoch: the trainer writes a line every 28.
+    rehearsal = rehearsal_of(Recipe(name="squashes", model=Squashes), overrides=["batch_size=1"])
+    rehearsal._metrics = counting = Counting()
+    batches = rehearsal.batches()
+    for _ in range(60):
+        rehearsal.step(*next(batches))
+    assert counting.num_taken == 2
+
+
+@pytest.mark.parametrize("mark", ["step", "data"])
+def test_regions_of_a_users_own_are_not_taken_for_those_of_the_profile(mark: str) -> None:
+    class Marked(Squashes):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            with torch.profiler.record_function(mark):
+                return super().forward(images)
+
+    rehearsal = rehearsal_of(Recipe(name="squashes", model=Squashes))
+    rehearsal.model.__class__ = Marked
+    steps = watched_steps(record(rehearsal, rehearsal.batches(), num_steps=3), COST, CPU)
+    assert len(steps) == 3
+    assert all({"aten::tanh", "aten::linear"} <= {timed.name for timed in step.step} for step in steps)
 
 
 @settings(max_examples=2, deadline=None)

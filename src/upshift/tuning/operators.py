@@ -41,6 +41,15 @@ class OperatorMix:
     seconds: float
 
 
+def profiler(device: torch.device, *, with_stack: bool = False) -> torch.profiler.profile:
+    """A profiler of the host and, where there is one, the accelerator."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", QUIET_KINETO)
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if device.type == "cuda":
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    return torch.profiler.profile(activities=activities, with_stack=with_stack)
+
+
 def operator_mix(step: Callable[[], object], step_seconds: float, device: torch.device) -> OperatorMix:
     """Profile one step.
 
@@ -50,11 +59,7 @@ def operator_mix(step: Callable[[], object], step_seconds: float, device: torch.
         device: Where it runs.
     """
     start = clock.now()
-    os.environ.setdefault("KINETO_LOG_LEVEL", QUIET_KINETO)
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    if device.type == "cuda":
-        activities.append(torch.profiler.ProfilerActivity.CUDA)
-    with torch.profiler.profile(activities=activities, acc_events=False) as profile:
+    with profiler(device) as profile:
         step()
     events = [event for event in profile.key_averages() if event.key.startswith(("aten::", "mkldnn::", "torch::"))]
     num_calls = sum(event.count for event in events)

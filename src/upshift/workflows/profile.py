@@ -21,12 +21,12 @@ from upshift.training.rng import seed_everything
 from upshift.tuning.plan import Plan, load_plan
 from upshift.tuning.profiling.advice import Advice, advise
 from upshift.tuning.profiling.attribution import Roofline
-from upshift.tuning.profiling.job import Job
+from upshift.tuning.profiling.job import PROFILED, Job
 from upshift.tuning.profiling.measure import Measurement, ProfileConfig, measure
 from upshift.tuning.profiling.rehearsal import Rehearsal
 from upshift.workflows.arguments import verb
 from upshift.workflows.folders import open_run_folder
-from upshift.workflows.preparation import Prepared, prepare_training
+from upshift.workflows.preparation import Prepared, prepare_training, torch_settings_put_back
 
 PROFILE_VERSION = 1
 RECORD, PAGE, TRACE = "profile.json", "profile.html", "trace.json.gz"
@@ -51,6 +51,7 @@ class ProfiledTraining:
 
 
 @verb
+@torch_settings_put_back()
 def profile(
     recipe: str | Path | Recipe,
     *,
@@ -117,6 +118,7 @@ def profile(
             settings=tuple(overrides),
             data_handed_over=data is not None,
             plan=prepared.plan,
+            plan_argument=None if isinstance(plan, Plan) else str(plan),
             data_path=prepared.loaders.train.data_path,
             augments=augments(prepared.recipe.augment),
             num_cores=environment.num_usable_cores(),
@@ -164,23 +166,25 @@ def _measure(
         def make_item(row: int) -> object:
             return input_and_label(dataset, row)
 
-    return measure(
-        rehearsal,
-        is_compiled=plan.compile != "none",
-        roofline=roofline,
-        trace=trace,
-        config=ProfileConfig(num_steps=num_steps),
-        make_item=make_item,
-        on_progress=on_progress,
-    )
+    try:
+        return measure(
+            rehearsal,
+            is_compiled=plan.compile != "none",
+            roofline=roofline,
+            trace=trace,
+            config=ProfileConfig(num_steps=num_steps),
+            make_item=make_item,
+            num_items=len(split),
+            on_progress=on_progress,
+        )
+    finally:
+        rehearsal.release()
 
 
-def _options(variant: str | None, seed: int, data_dir: str | Path | None, skip_bad: bool) -> tuple[str, ...]:
-    """The options of the command line that say the same."""
-    options = ["--variant", variant] if variant else []
-    options += ["--seed", str(seed)] if seed else []
-    options += ["--data-dir", str(data_dir)] if data_dir else []
-    return *options, *(["--skip-bad"] if skip_bad else [])
+def _options(variant: str | None, seed: int, data_dir: str | Path | None, skip_bad: bool) -> dict[str, Any]:
+    """Those that are not as they are when nothing is said."""
+    given = {"variant": variant, "seed": seed, "data_dir": data_dir and str(data_dir), "skip_bad": skip_bad}
+    return {name: value for name, value in given.items() if value}
 
 
 def _write_plans(advice: Sequence[Advice], job: Job) -> None:
@@ -190,6 +194,8 @@ def _write_plans(advice: Sequence[Advice], job: Job) -> None:
     for item in advice:
         if item.plan is not None and item.plan_name is not None:
             replace(job.plan, **item.plan).save(job.plan_file(item.plan_name))
+    if job.needs_profiled_plan and any(str(job.plan_file(PROFILED)) in (item.command or "") for item in advice):
+        job.plan.save(job.plan_file(PROFILED))
 
 
 def _record(

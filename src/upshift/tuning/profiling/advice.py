@@ -15,6 +15,8 @@ from upshift.tuning.profiling.wording import Words, words_for
 
 SEARCH = "search"
 """The kind of the advice to try what only trying can tell."""
+AGAIN = " Then profile again."
+"""Ends advice on code, which no command can follow."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +28,7 @@ class Advice:
         title: What takes time.
         where: "file:line" to look at; None where there is none.
         action: What to do.
-        command: The command that does it, or that trains with it; None where code has to be changed.
+        command: The command that trains with it; where code has to be changed before, one that profiles again.
         plan: Fields of the plan that the command's plan file has; None where it has none.
         plan_name: What the plan file is called; None where there is none.
         seconds: Of a step that the cause takes; None if unknown.
@@ -41,7 +43,7 @@ class Advice:
     title: str
     where: str | None
     action: str
-    command: str | None
+    command: str
     plan: Mapping[str, Any] | None
     plan_name: str | None
     seconds: float | None
@@ -76,7 +78,7 @@ def _advice(cause: Cause, words: Words, spared: float, total: float) -> Advice:
         cause=cause.kind,
         title=units.plain(words.title),
         where=words.where or (str(cause.site) if cause.site else None),
-        action=units.plain(words.action),
+        action=units.plain(words.action) + ("" if words.plan or words.changes_algorithm else AGAIN),
         command=words.command,
         plan=words.plan,
         plan_name=words.plan_name,

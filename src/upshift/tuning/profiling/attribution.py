@@ -128,7 +128,8 @@ class OperatorRow:
         num_bytes: A step, read and written at least; None where unknown.
         flops_per_second: Reached; None where they are not counted.
         share_of_limit: How near the kernels come to what the machine allows for so many operations and bytes (the
-            roofline, Williams 2009). Above 1 where tensors stay in the caches. None where unknown.
+            roofline, Williams 2009). Above 1 where tensors stay in the caches. None where unknown, as of products
+            in float64.
         limited_by: "compute" or "memory bandwidth"; None where unknown.
         site: The line that most of its time belongs to, as "file:line"; None where that is no code of the user's.
     """
@@ -208,7 +209,9 @@ def _row(
         site = str(item.call.site) if item.call.site else None
         sites[site] = sites.get(site, 0.0) + item.seconds
     known: dict[str, Any] = {}
-    if roofline is not None and seconds > 0 and (flops or moved):
+    # The roofline is that of the step's precision: float64 arithmetic has another one.
+    is_judged = not flops or not any(item.call.is_float64 for item in group)
+    if roofline is not None and seconds > 0 and is_judged and (flops or moved):
         known["share_of_limit"] = roofline.seconds(flops, moved) / seconds
         known["limited_by"] = "memory bandwidth" if roofline.is_memory(flops, moved) else "compute"
     return OperatorRow(
@@ -229,5 +232,9 @@ def _row(
 def memory_share(calls: Sequence[AttributedCall], roofline: Roofline) -> float:
     """The share of computing that is in operators limited by memory bandwidth."""
     total = sum(item.compute_seconds for item in calls)
-    limited = sum(item.compute_seconds for item in calls if roofline.is_memory(item.call.flops, item.call.num_bytes))
+    limited = sum(
+        item.compute_seconds
+        for item in calls
+        if roofline.is_memory(item.call.flops, item.call.num_bytes) and not (item.call.is_float64 and item.call.flops)
+    )
     return limited / total if total > 0 else 0.0

@@ -61,13 +61,16 @@ def measure_scaling(rehearsal: Rehearsal, batches: Iterator[Batch], *, max_secon
     few: list[float] = []
     ratios: list[float] = []
     start = time.perf_counter()
-    for number in range(NUM_ROUNDS):
-        more, as_it_is = _seconds(other, [large]), _seconds(rehearsal, small[:8])
-        if number > 0:  # the first round warms up
-            few.append(as_it_is)
-            ratios.append(more / as_it_is)
-        if number >= 3 and time.perf_counter() - start > max_seconds:
-            break
+    try:
+        for number in range(NUM_ROUNDS):
+            more, as_it_is = _seconds(other, [large]), _seconds(rehearsal, small[:8])
+            if number > 0:  # the first round warms up
+                few.append(as_it_is)
+                ratios.append(more / as_it_is)
+            if number >= 3 and time.perf_counter() - start > max_seconds:
+                break
+    finally:
+        other.release()
     return BatchScaling(
         batch_size=size,
         larger_batch_size=larger,

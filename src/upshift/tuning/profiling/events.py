@@ -7,7 +7,6 @@ found out in different steps, and brought together by their names and order.
 
 from __future__ import annotations
 
-import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,11 +16,12 @@ from typing import Any
 
 import torch
 
+from upshift.tuning.operators import profiler
 from upshift.tuning.profiling.rehearsal import Batch, Rehearsal
 
 NUM_CALIBRATION_CALLS = 500
-# libkineto writes lines of its own progress to stderr; this level has none.
-QUIET_KINETO = "99"
+DATA_MARK, STEP_MARK, FORWARD_MARK = "upshift: data", "upshift: step", "upshift: forward begins"
+"""Regions of the profiler's; a user's code may have regions of any plain name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +89,9 @@ def record(
     try:
         with recorded:
             for _ in range(num_steps):
-                with torch.profiler.record_function("data"):
+                with torch.profiler.record_function(DATA_MARK):
                     batch = next(batches)
-                with torch.profiler.record_function("step"):
+                with torch.profiler.record_function(STEP_MARK):
                     rehearsal.step(*batch)
             rehearsal.synchronize()
     finally:
@@ -100,21 +100,9 @@ def record(
     return recorded
 
 
-FORWARD_MARK = "forward begins"
-
-
 def _mark_forward(module: torch.nn.Module, inputs: object) -> None:
     with torch.profiler.record_function(FORWARD_MARK):
         pass
-
-
-def profiler(device: torch.device, *, with_stack: bool = False) -> torch.profiler.profile:
-    """A profiler of the host and, where there is one, the accelerator."""
-    os.environ.setdefault("KINETO_LOG_LEVEL", QUIET_KINETO)
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    if device.type == "cuda":
-        activities.append(torch.profiler.ProfilerActivity.CUDA)
-    return torch.profiler.profile(activities=activities, with_stack=with_stack)
 
 
 def calibrate(device: torch.device) -> CallCost:
@@ -157,7 +145,7 @@ def watched_steps(
     """
     events = _events(recorded)
     reader = _Reader(cost, device, (lambda name: name in names) if names is not None else _is_operator)
-    regions = [event for event in events if event.name in ("data", "step") and event.is_user_annotation]
+    regions = [event for event in events if event.name in (DATA_MARK, STEP_MARK) and event.is_user_annotation]
     roots = _roots(events, regions, device)
     found = [(region.name, reader.operators(roots[index])) for index, region in enumerate(regions)]
     waits = [reader.wait_seconds(roots[index]) for index in range(len(regions))]
@@ -179,7 +167,7 @@ def _roots(events: Sequence[Any], regions: Sequence[Any], device: torch.device) 
         for event in others:
             for index, region in enumerate(regions):
                 within = region.time_range.start <= event.time_range.start < region.time_range.end
-                if within and event.thread != region.thread and region.name == "step":
+                if within and event.thread != region.thread and region.name == STEP_MARK:
                     roots[index].append(event)
     return [sorted(children, key=lambda event: event.time_range.start) for children in roots]
 

@@ -79,6 +79,7 @@ def measure(
     trace: Path,
     config: ProfileConfig | None = None,
     make_item: Callable[[int], object] | None = None,
+    num_items: int = 0,
     on_progress: Callable[[str, int, int], None] = lambda description, done, total: None,
 ) -> Measurement:
     """Profile a training.
@@ -90,6 +91,7 @@ def measure(
         trace: Where the trace is written, as .json.gz.
         config: How much to measure.
         make_item: Makes an item of the dataset, where items are made one by one.
+        num_items: How many the dataset has.
         on_progress: Called with (description, done, total).
 
     Raises:
@@ -126,7 +128,7 @@ def measure(
             scaling = measure_scaling(rehearsal, full, max_seconds=config.max_seconds / 4)
     items = None
     if make_item is not None:
-        items = profile_items(make_item, range(min(rehearsal.num_samples, 4 * rehearsal.config.batch_size)))
+        items = profile_items(make_item, range(min(num_items, 4 * rehearsal.config.batch_size)))
     breakdown = Breakdown(
         batch_size=rehearsal.config.batch_size,
         num_steps=len(times.step),

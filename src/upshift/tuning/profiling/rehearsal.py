@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field, replace
@@ -19,7 +20,7 @@ from upshift.training.optimizers import build_optimizer
 from upshift.training.schedules import learning_rate_factor
 from upshift.training.stages import Stages
 from upshift.training.step import Loss, TrainingStep, is_out_of_memory
-from upshift.training.trainer import MIN_STEPS_A_LINE, Loader
+from upshift.training.trainer import LINES_PER_EPOCH, MIN_STEPS_A_LINE, Loader
 
 Batch: TypeAlias = tuple[torch.Tensor, torch.Tensor]
 
@@ -81,8 +82,8 @@ class Rehearsal:
         self.training_step = TrainingStep(model, loss, self.optimizer, config, execution, device)
         self._ema = ExponentialMovingAverage(model, config.ema_decay) if config.ema_decay else None
         self._metrics = RunningMetrics()
-        self._total_steps = config.epochs * len(loader)
-        self._log_every = config.log_every or MIN_STEPS_A_LINE
+        self._total_steps = min(config.epochs * len(loader), config.max_steps or sys.maxsize)
+        self._log_every = config.log_every or max(MIN_STEPS_A_LINE, len(loader) // LINES_PER_EPOCH)
         self.num_steps = 0
         model.train()
 
@@ -119,6 +120,10 @@ class Rehearsal:
                     raise
             # Outside the except block: the error's traceback holds the tensors of the failed step.
             self.training_step.halve_micro_batch()
+
+    def release(self) -> None:
+        """Put back the settings of the process that the execution changed."""
+        self.training_step.release()
 
     def synchronize(self) -> None:
         """Wait for the device."""

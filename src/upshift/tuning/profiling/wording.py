@@ -21,7 +21,7 @@ class Words:
         action: What to do.
         basis: What the prediction rests on.
         where: "file:line" to look at, if not the cause's own.
-        command: The command that does it, or that trains with it.
+        command: The command that does it, or that trains with it; one that profiles again where code is to be changed.
         plan: Fields of the plan that the command's plan file has.
         plan_name: What the plan file is called.
         spared_seconds: Predicted to be spared, if not what the cause says.
@@ -32,7 +32,7 @@ class Words:
     action: str
     basis: str
     where: str | None = None
-    command: str | None = None
+    command: str
     plan: Mapping[str, Any] | None = None
     plan_name: str | None = None
     spared_seconds: float | None = None
@@ -58,6 +58,7 @@ def _data(cause: Cause, measured: Measurement, job: Job) -> Iterator[Words]:
             action="Make the function faster (NumPy or torch on the whole sample instead of a Python loop), or make "
             "the samples once and keep them as arrays: an .npz file is packed and read without Python for each sample.",
             basis="the time that the function takes of a sample, off the time that training waits",
+            command=job.profile(),
             where=slowest.place,
             spared_seconds=waiting * slowest.share,
         )
@@ -96,6 +97,7 @@ def _packed_data(cause: Cause, job: Job) -> Iterator[Words]:
             title=title,
             action="Augment less, or smaller images: the stored samples lie in memory already.",
             basis="the time that training waits",
+            command=job.profile(),
         )
 
 
@@ -106,6 +108,7 @@ def _synchronization(cause: Cause, measured: Measurement, job: Job) -> Iterator[
         action="Keep them tensors: compute on whole tensors, collect with .detach(), and read values once in many "
         "steps. .item(), float(), bool() and .tolist() each hold the next operator up; an accelerator idles meanwhile.",
         basis="the time of the lines that read values back",
+        command=job.profile(),
     )
 
 
@@ -124,6 +127,7 @@ def _float64(cause: Cause, measured: Measurement, job: Job) -> Iterator[Words]:
         title=f"{units.counted(cause.facts['number'], 'operator')} a step work in float64",
         action=action,
         basis="each of the operators was run on float32 tensors too",
+        command=job.profile(),
     )
 
 
@@ -149,6 +153,7 @@ def _layout(cause: Cause, measured: Measurement, job: Job) -> Iterator[Words]:
         action="Keep tensors in one order: give weights their final layout where they are made, permute inputs once, "
         "and choose operators that take the order at hand instead of permuting around each.",
         basis="the time of the copies, and each of the other operators was run on contiguous tensors too",
+        command=job.profile(),
     )
 
 
@@ -178,7 +183,7 @@ def _unfused(cause: Cause, measured: Measurement, job: Job) -> Iterator[Words]:
         action="Use one operator that does the same (torch.nn and torch.nn.functional have fused norms, activations, "
         "attention and recurrent layers), work on whole tensors instead of a loop, or let torch.compile fuse them.",
         basis="one operator for each run of element-wise ones, and one call for each loop",
-        command=None if is_compiled else job.train_with("compile", changes),
+        command=job.profile() if is_compiled else job.train_with("compile", changes),
         plan=None if is_compiled else changes,
         plan_name=None if is_compiled else "compile",
     )
@@ -190,6 +195,7 @@ def _python(cause: Cause, measured: Measurement, job: Job) -> Iterator[Words]:
         title=f"Python code of {name} runs between the operators",
         action="Take it out of the step: compute it once where the model is made, or as operators on whole tensors.",
         basis="the time between operators beyond what the call of one takes",
+        command=job.profile(),
     )
 
 
