@@ -32,6 +32,7 @@ def main() -> None:
     options.add_argument("--steps", type=int, required=True)
     options.add_argument("--job-steps", type=int, required=True)
     options.add_argument("--tune-seconds", type=float)
+    options.add_argument("--plan", default="{}", help="fields of the contestant `plan`, as JSON")
     arguments = options.parse_args()
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
@@ -108,6 +109,14 @@ def _upshift(arguments: argparse.Namespace) -> Callable[[Job], Loop]:
     return lambda job: UpshiftJob(job, arguments.data_dir, arguments.tune_seconds)
 
 
+def _plan(arguments: argparse.Namespace) -> Callable[[Job], Loop]:
+    from loops.upshift_trainer import UpshiftTrainer
+    from upshift.tuning.plan import Plan
+
+    plan = Plan(**json.loads(arguments.plan))
+    return lambda job: UpshiftTrainer(job, plan)
+
+
 MAKERS = {
     "articles": _articles,
     "careful": _careful,
@@ -118,6 +127,7 @@ MAKERS = {
     "keras-jax": _keras,
     "keras-torch": _keras,
     "upshift": _upshift,
+    "plan": _plan,
 }
 """What to import for a contestant: gives what makes its loop."""
 

@@ -23,8 +23,10 @@ class UpshiftTrainer:
         self._job, self._plan = job, plan
         self._loaders = make_loaders(job.dataset, job.recipe, plan, job.device, SEED)
         self._model = job.model(plan)
+        self._num_steps = job.num_steps
 
-    def __call__(self) -> Turn:
+    def __call__(self, num_steps: int | None = None) -> Turn:
+        self._num_steps = num_steps or self._job.num_steps
         threads = torch.get_num_threads()
         torch.set_num_threads(self._plan.num_threads or threads)
         try:
@@ -39,14 +41,14 @@ class UpshiftTrainer:
             records = list(read_jsonl(run.metrics))
         steps = [0, *(record["step"] for record in records)]
         weighted = (record["loss"] * (record["step"] - before) for record, before in zip(records, steps, strict=False))
-        return Turn(seconds, sum(weighted) / self._job.num_steps)
+        return Turn(seconds, sum(weighted) / self._num_steps)
 
     def make(self) -> Trainer:
         """A trainer of one turn. It monitors on one batch, which is not in the time."""
         return Trainer(
             self._job.reset(self._model),
             self._job.recipe.loss or CrossEntropy(self._job.recipe.label_smoothing),
-            FirstBatches(self._loaders.train, self._job.num_steps),
+            FirstBatches(self._loaders.train, self._num_steps),
             FirstBatches(self._loaders.monitor, 1),
             eval_split=self._loaders.monitor_split,
             config=self._job.recipe,

@@ -59,7 +59,6 @@ def keep_freed_memory(keep: bool) -> None:
         libc.mallopt(_M_MMAP_THRESHOLD, _before)
         # glibc keeps the one at twice the other, once it has moved it.
         libc.mallopt(_M_TRIM_THRESHOLD, 2 * _before if _before > _LEAST_THRESHOLD else _LEAST_THRESHOLD)
-        libc.malloc_trim(0)
     _keeps = keep
 
 
