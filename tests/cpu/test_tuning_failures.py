@@ -13,7 +13,7 @@ from live_trainings import CLASSES, CPU, Batches, Net, Trained, Trouble, assert_
 from torch import nn
 
 from upshift.training.rng import rng_state
-from upshift.tuning.config import KnownPlan
+from upshift.tuning.config import KnownPlan, TunerConfig
 from upshift.tuning.plan import BASELINE, Plan
 
 pytestmark = pytest.mark.usefixtures("simulated_clock")
@@ -281,6 +281,63 @@ def test_a_known_plan_that_no_longer_works_is_not_taken(tmp_path: Path, trouble:
     found = tuned(tmp_path / "tuned", model, arguments={"known": known(CHANNELS_LAST)}, epochs=5)
     assert found.ledger.trials[0].verdict in ("failed", "refused")
     assert found.plan == BASELINE and found.losses == plain.losses and not found.tuner.took_known
+
+
+class LookedInto(Net):
+    """Notes in which layout someone else than training asks for its gradients: after the check of the known plan."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.profiled: set[bool] = set()
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        if torch._C._autograd._profiler_enabled():
+            self.profiled.add(self.conv.weight.is_contiguous())
+        return super().forward(images)
+
+
+def test_a_step_is_looked_into_by_the_first_plan_where_the_known_one_was_not_taken(tmp_path: Path) -> None:
+    model = LookedInto()
+    model.trouble = lambda logits: 1.01 * logits
+    found = tuned(
+        tmp_path,
+        model,
+        arguments={"known": known(CHANNELS_LAST)},
+        tuner_config=TunerConfig(allowance_share=10.0, stop_when_done=True, budget_seconds=0.0),
+        epochs=6,
+    )
+    assert found.ledger.trials[0].verdict == "refused" and model.profiled == {True}
+
+
+class LaidOut(Batches):
+    """Gives images in the layout of a plan."""
+
+    def __init__(self, plan: Plan) -> None:
+        super().__init__()
+        self.layout = torch.channels_last if plan.memory_format == "channels_last" else torch.contiguous_format
+
+    def epoch(
+        self, epoch: int, *, start_batch: int = 0, image_size: tuple[int, int] | None = None
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for inputs, labels in super().epoch(epoch, start_batch=start_batch):
+            yield inputs.contiguous(memory_format=self.layout), labels
+
+
+def test_a_known_plan_is_timed_with_batches_in_its_layout_as_its_record_was(tmp_path: Path) -> None:
+    loaders: list[str] = []
+
+    def make(plan: Plan) -> LaidOut:
+        loaders.append(plan.memory_format)
+        return LaidOut(plan)
+
+    slow = known(CHANNELS_LAST, step_seconds=1e-6)  # steps are never as fast: it is not taken, and raced
+    found = tuned(
+        tmp_path,
+        Net(slow="channels_last"),
+        arguments={"known": slow, "loader_for": make},
+        epochs=5,
+    )
+    assert not found.tuner.took_known and loaders[:1] == ["channels_last"]
 
 
 # Plans handed over

@@ -14,7 +14,7 @@ from upshift.training.config import OptimizerConfig, TrainingConfig
 from upshift.training.loss import CrossEntropy
 from upshift.training.optimizers import build_optimizer
 from upshift.training.step import TrainingStep
-from upshift.tuning.fidelity import NOISE_SHARE, Reference
+from upshift.tuning.fidelity import NOISE_SHARE, HonestDeviation, Reference
 from upshift.tuning.plan import Plan
 
 BATCH, CLASSES = 32, 10
@@ -119,16 +119,16 @@ def test_gradients_that_are_not_those_of_the_batch_are_refused(fault: str) -> No
 def test_changed_numerics_pass_by_the_variance_that_they_add(share: float) -> None:
     trained = Trained()
     reference = trained.reference()
-    assert reference.noise is not None
+    assert reference.honest.noise is not None
     plain = trained.gradients()
     norm = torch.cat([gradient.flatten() for gradient in plain]).norm()
     noise = [torch.randn(gradient.shape, generator=torch.Generator().manual_seed(1)) for gradient in plain]
     size = torch.cat([part.flatten() for part in noise]).norm()
-    wanted = share**0.5 * reference.noise * norm / size
+    wanted = share**0.5 * reference.honest.noise * norm / size
     fidelity = reference.judge(
         [gradient + wanted * part for gradient, part in zip(plain, noise, strict=True)], same_mathematics=False
     )
-    assert (fidelity.error / reference.noise) ** 2 == pytest.approx(share, rel=0.01)
+    assert (fidelity.error / reference.honest.noise) ** 2 == pytest.approx(share, rel=0.01)
     assert (fidelity.reason is None) == (share < NOISE_SHARE)
 
 
@@ -141,8 +141,27 @@ def test_one_sample_a_batch_proves_nothing_about_changed_numerics() -> None:
     )
     inputs, labels = torch.randn(1, 4), torch.randint(0, CLASSES, (1,))
     reference = Reference(model, step.gradients, inputs, labels)
-    assert reference.noise is None
+    assert reference.honest.noise is None
     assert reference.judge(step.gradients(inputs, labels), same_mathematics=True).reason is None
     assert "no half of a batch can be taken" in (
         reference.judge(step.gradients(inputs, labels), same_mathematics=False).reason or ""
     )
+
+
+@pytest.mark.parametrize("round_off", [float("inf"), float("nan")])
+def test_where_the_smallest_change_makes_gradients_infinite_nothing_is_proven(round_off: float) -> None:
+    trained = Trained()
+    honest = HonestDeviation(trained.reference().honest.noise, round_off)
+    reference = Reference(trained.model, trained.step.gradients, trained.inputs, trained.labels, like=honest)
+    same = reference.judge(trained.gradients(), same_mathematics=True)
+    assert same.error == 0.0 and "nothing is proven" in (same.reason or "")
+
+
+def test_round_off_is_held_to_the_noise_between_batches_too() -> None:
+    trained = Trained()
+    honest = HonestDeviation(trained.reference().honest.noise, 1.0)  # of a model that makes all of the smallest change
+    reference = Reference(trained.model, trained.step.gradients, trained.inputs, trained.labels, like=honest)
+    wrong = [3.0 * gradient for gradient in trained.gradients()]
+    fidelity = reference.judge(wrong, same_mathematics=True)
+    assert fidelity.reason is not None and "variance between batches" in fidelity.reason
+    assert reference.judge(trained.gradients(), same_mathematics=True).reason is None

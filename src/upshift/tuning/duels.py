@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Generator, Sequence
 from dataclasses import replace
@@ -12,7 +13,7 @@ from upshift.training.batches import num_samples
 from upshift.training.conductor import Conducted
 from upshift.tuning.candidates import Candidate
 from upshift.tuning.compiler import CompilerCounts
-from upshift.tuning.fidelity import Fidelity, Reference
+from upshift.tuning.fidelity import Fidelity, HonestDeviation, Reference
 from upshift.tuning.ledger import Ledger
 from upshift.tuning.live import LOADER_FIELDS, Block, CandidateRefused, LiveSteps, Story
 from upshift.tuning.plan import BASELINE, Plan
@@ -40,12 +41,12 @@ class Duels:
 
     def __init__(self, live: LiveSteps, ledger: Ledger, *, batch_size: int) -> None:
         self._live, self._ledger, self._batch_size = live, ledger, batch_size
-        self._reference: Reference | None = None
+        self._honest: HonestDeviation | None = None
         self._compiler = CompilerCounts()
 
     def expected_cost(self, candidate: Candidate) -> float:
         """Seconds that building a candidate and checking it is expected to cost."""
-        checks = FIRST_CHECK_STEPS if self._reference is None else CHECK_STEPS
+        checks = FIRST_CHECK_STEPS if self._honest is None else CHECK_STEPS
         return candidate.build_seconds + checks * self._ledger.known_step.step_seconds
 
     def full_batch(self) -> Story:
@@ -74,8 +75,9 @@ class Duels:
         # Of the optimizer's kernels no gradient depends: they stay, also where the plan leaves them to the user.
         plain = replace(BASELINE, device=now.device, num_threads=now.num_threads, fused_optimizer=now.fused_optimizer)
         self._live.execute(loop, plain)
-        # What the first one has measured of noise and round-off is taken over by the later ones.
-        self._reference = reference = Reference(loop.model, step.gradients, inputs, labels, like=self._reference)
+        # What the first one has measured of noise and round-off is taken over by the later ones; nothing else is kept.
+        reference = Reference(loop.model, step.gradients, inputs, labels, like=self._honest)
+        self._honest = reference.honest if math.isfinite(reference.honest.round_off) else None
         start = clock.now()
         self._live.execute(loop, plan)
         gradients = step.gradients(inputs, labels)

@@ -38,6 +38,19 @@ class Fidelity:
     reason: str | None
 
 
+@dataclass(frozen=True)
+class HonestDeviation:
+    """How far gradients of one batch may be from plain ones for honest reasons; both change slowly while training.
+
+    Attributes:
+        noise: Of the batch as a sample; None where no half of a batch can be taken.
+        round_off: That changing each weight by one unit in its last place makes.
+    """
+
+    noise: float | None
+    round_off: float
+
+
 class Reference:
     """The gradients of one batch as plain fp32 has them, with what an honest deviation from them may be.
 
@@ -52,8 +65,10 @@ class Reference:
         gradients: Of (inputs, labels), by the reference execution; they must not change the model.
         inputs: Model-ready batch (N, …).
         labels: Class indices (N,).
-        like: An earlier reference of the same training, whose noise and round-off are taken over: both change
-            slowly, and measuring them takes three more passes.
+        like: Of an earlier reference of the same training, which is taken over: measuring it takes three more passes.
+
+    Attributes:
+        honest: How far gradients may be from these for honest reasons.
     """
 
     def __init__(
@@ -63,16 +78,14 @@ class Reference:
         inputs: Tree,
         labels: Tree,
         *,
-        like: Reference | None = None,
+        like: HonestDeviation | None = None,
     ) -> None:
         self.inputs, self.labels = inputs, labels
         self._gradients = gradients(inputs, labels)
         self._norm = _norm(self._gradients)
-        self.noise: float | None = self._sampling_noise(gradients) if like is None else like.noise
-        self.round_off: float = (
-            max(LEAST_ROUND_OFF, self._relative(_with_round_off(model, lambda: gradients(inputs, labels))))
-            if like is None
-            else like.round_off
+        self.honest = like or HonestDeviation(
+            self._sampling_noise(gradients),
+            max(LEAST_ROUND_OFF, self._relative(_with_round_off(model, lambda: gradients(inputs, labels)))),
         )
 
     def _sampling_noise(self, gradients: Gradients) -> float | None:
@@ -98,27 +111,33 @@ class Reference:
 
         Args:
             gradients: The candidate's.
-            same_mathematics: Whether they may differ by round-off alone (tier A); else a hundredth of the
-                variance that the batch's gradient has anyway is allowed (tier B).
+            same_mathematics: Whether they may differ by round-off alone (tier A), as long as that is no more than a
+                hundredth of the variance that the batch's gradient has anyway; else that is allowed (tier B).
         """
         error = self._relative(gradients)
-        return Fidelity(error, self.noise, self.round_off, self._fault(error, same_mathematics))
+        noise, round_off = self.honest.noise, self.honest.round_off
+        return Fidelity(error, noise, round_off, self._fault(error, same_mathematics))
 
     def _fault(self, error: float, same_mathematics: bool) -> str | None:
+        noise, round_off = self.honest.noise, self.honest.round_off
         if not math.isfinite(error):
             return "its gradients are not finite, or not of the same parameters"
-        if same_mathematics and error > ROUND_OFF_FACTOR * self.round_off:
+        if not (math.isfinite(round_off) and math.isfinite(noise or 0.0)):
+            return "the plain gradients become infinite by the smallest change of weights or batch: nothing is proven"
+        if same_mathematics and error > ROUND_OFF_FACTOR * round_off:
             return (
                 f"its gradients differ from the reference by {error:.1e}, which is more than round-off "
-                f"({self.round_off:.1e} here) explains"
+                f"({round_off:.1e} here) explains"
             )
-        if same_mathematics:
-            return None
-        if self.noise is None:
+        if same_mathematics and (noise is None or error <= ROUND_OFF_FACTOR * LEAST_ROUND_OFF):
+            return None  # what any order of sums makes
+        if noise is None:
             return "the noise between samples cannot be measured, as no half of a batch can be taken: nothing is proven"
-        if error**2 > NOISE_SHARE * self.noise**2:
+        # Round-off too: a model that makes much of the smallest change would else hide a fault behind it.
+        if error**2 > NOISE_SHARE * noise**2:
+            share = f"{error**2 / noise**2 * 100:.1f} %" if noise > 0.0 else "more than all"
             return (
-                f"its gradients differ from the reference by {error:.1e}: {error**2 / self.noise**2 * 100:.1f} % of "
+                f"its gradients differ from the reference by {error:.1e}: {share} of "
                 f"the variance between batches, where {NOISE_SHARE * 100:.0f} % is allowed"
             )
         return None

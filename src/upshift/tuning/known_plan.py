@@ -54,6 +54,7 @@ class Recall:
             self._ledger.untried_seconds = self._known.untried_seconds
         else:
             self.decided = ()
+            self._live.go_back(loop)  # what comes next looks into steps by the ledger's plan
         return self.was_taken
 
     def leaves_to_race(self, loop: Conducted) -> bool:
@@ -83,8 +84,10 @@ class Recall:
             ledger.book_steps(self._live.take_seconds())
             fidelity, build_seconds = duels.check(loop, candidate, plan)
             if fidelity is None or fidelity.reason is None:
-                now = yield Block(plan, num_steps=FIRST_STEPS, settle=SETTLE_STEPS)
+                # As it was when its time was recorded: with batches from a loader of its own, in its layout.
+                now = yield Block(plan, num_steps=FIRST_STEPS, settle=SETTLE_STEPS, own_loader=True)
         except Exception as error:  # whatever a backend raises: training goes on without it
+            ledger.book_lost(self._live.take_seconds())
             ledger.record(loop, candidate, "failed", first_line(error), cost)
             return False
         if fidelity is not None and fidelity.reason is not None:
