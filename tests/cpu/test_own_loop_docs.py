@@ -34,7 +34,7 @@ def test_example_runs_and_its_plan_is_read_again(tmp_path: Path) -> None:
 
 def test_every_field_of_a_plan_is_spoken_of() -> None:
     named = set(re.findall(r"`(\w+)`", TEXT))
-    execution = {field.name for field in fields(Plan)} - {"version", "environment", "trials", "compile_mode"}
+    execution = {field.name for field in fields(Plan)} - {"version", "subject", "environment", "trials", "compile_mode"}
     assert execution <= named
 
 

@@ -24,6 +24,7 @@ from upshift.tuning.compiler import CompilerCounts
 from upshift.tuning.framework import PlanInFramework
 from upshift.tuning.plan import BASELINE, Plan
 from upshift.tuning.process_settings import set_to
+from upshift.tuning.subject import subject_of
 from upshift.workflows.tune import TunedPlan
 
 
@@ -540,6 +541,16 @@ def test_what_tune_gave_is_applied_like_its_plan() -> None:
     tuned = TunedPlan(plan(memory_format="channels_last"), 1.0, (), {})
     assert tuned.apply(model, optimizer, loader)[0] is model
     assert model.stem.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_plan_of_another_model_is_applied_with_a_warning() -> None:
+    model, optimizer, _ = make()
+    fitting = plan(memory_format="channels_last", subject=subject_of(Net()))
+    fitting.apply(model, optimizer)  # of another object with other weights, and no warning
+    wider = nn.Sequential(nn.Conv2d(3, 8, 3))
+    with pytest.warns(UserWarning, match="found for another model than this Sequential"):
+        fitting.apply(wider)
+    assert wider[0].weight.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_a_plan_in_a_framework_ends_with_its_training() -> None:

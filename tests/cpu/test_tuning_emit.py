@@ -35,7 +35,7 @@ CHANGES_OF_PLANS: dict[str, dict[str, Any]] = {
     "micro_batch_size": {"micro_batch_size": 16},
     "keep_freed_memory": {"keep_freed_memory": True},
 }
-REFUSED_OR_EVIDENCE = {"num_workers", "version", "environment", "trials"}
+REFUSED_OR_EVIDENCE = {"num_workers", "version", "subject", "environment", "trials"}
 
 HELD_OUT = "data.validation_fraction=0.2"
 CHANGES_OF_RECIPES = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,6 +14,7 @@ from upshift.training.optimizers import OptimizerSet
 from upshift.tuning.loader_workers import takes_workers, with_workers
 from upshift.tuning.planned_calls import call_as_planned
 from upshift.tuning.process_settings import set_process
+from upshift.tuning.subject import is_of_another
 
 if TYPE_CHECKING:
     from upshift.tuning.plan import Plan
@@ -22,6 +24,12 @@ def apply_plan(plan: Plan, model: nn.Module, optimizer: Any, loader: Any) -> tup
     """Make a user's loop execute as a plan says; see `Plan.apply`."""
     refuse_what_needs_the_loop(plan)
     _refuse_other_models(plan, model)
+    if is_of_another(plan, model):
+        warnings.warn(
+            f"this plan was found for another model than this {type(model).__name__}: it is applied, but may be slower "
+            "than none; find one for this model with upshift.tune(model=...)",
+            stacklevel=3,
+        )
     set_process(plan)
     lay_out(model, layout_of(plan))
     if isinstance(optimizer, torch.optim.Optimizer):

@@ -47,6 +47,7 @@ class Plan:
         micro_batch_size: Samples per forward and backward pass; gradients are accumulated up to the
             recipe's batch size. None takes the whole batch at once.
         version: Version of this format.
+        subject: Which model it was found for, as a hash of its modules and parameters; None where nobody has said.
         environment: The machine and library versions that the plan was chosen on.
         trials: The measurements that it was chosen by.
     """
@@ -64,6 +65,7 @@ class Plan:
     keep_freed_memory: bool = False
     micro_batch_size: int | None = None
     version: int = VERSION
+    subject: str | None = None
     environment: Mapping[str, Any] = field(default_factory=dict)
     trials: tuple[Mapping[str, Any], ...] = ()
 
@@ -127,7 +129,8 @@ class Plan:
             model, optimizer, loader = plan.apply(model, optimizer, loader)
 
         The model stays the object that it is, with its state-dict keys: its layout and the way it is called change.
-        Threads and matrix precision are set for the process.
+        Threads and matrix precision are set for the process. A plan that was found for another model is applied all the
+        same, with a warning.
 
         Args:
             model: On its device.

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from upshift.core.malloc import keep_freed_memory, keeps_freed_memory
 from upshift.training.rng import restore_rng_state, rng_state
 
 
@@ -16,7 +17,7 @@ def undisturbed(loader: Any) -> Iterator[None]:
     """Put back what steps of a tuner change of the process, however the block ends.
 
     These are torch's, numpy's and Python's generators and those that shuffle the loader, the number of torch's threads,
-    the precision of matrix products, and settings of torch.compile.
+    the precision of matrix products, settings of torch.compile, and whether freed memory is kept.
 
     Args:
         loader: Whose generators are put back too, where it is a DataLoader.
@@ -27,6 +28,7 @@ def undisturbed(loader: Any) -> Iterator[None]:
     threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
     fallback_random = torch._inductor.config.fallback_random
     recompile_limit = torch._dynamo.config.recompile_limit
+    keeps_memory = keeps_freed_memory()
     try:
         yield
     finally:
@@ -39,6 +41,7 @@ def undisturbed(loader: Any) -> Iterator[None]:
         torch.set_float32_matmul_precision(precision)
         torch._inductor.config.fallback_random = fallback_random
         torch._dynamo.config.recompile_limit = recompile_limit
+        keep_freed_memory(keeps_memory)
 
 
 def _generators(loader: Any) -> list[torch.Generator]:

@@ -13,11 +13,14 @@ from upshift.tuning.plan import Plan
 
 COMPILE_SECONDS = 20.0
 HANDED_OVER = "the plan handed over"
+NOT_EXECUTED = ("device", "version", "subject", "environment", "trials")
 
 
 def differences(plan: Plan, base: Plan) -> dict[str, Any]:
     """The fields that execution depends on in which a plan differs from another."""
-    names = [field.name for field in fields(Plan) if field.name not in ("device", "version", "environment", "trials")]
+    names = [field.name for field in fields(Plan) if field.name not in NOT_EXECUTED]
+    if plan.fused_optimizer is None:  # it leaves the optimizer as it is
+        names.remove("fused_optimizer")
     return {name: getattr(plan, name) for name in names if getattr(plan, name) != getattr(base, name)}
 
 
@@ -40,14 +43,14 @@ def known_candidate(known: KnownPlan, base: Plan) -> Candidate:
 
 
 def handed_over_candidate(plan: Plan, base: Plan) -> Candidate:
-    """A plan that was measured on another machine, or with other versions."""
+    """A plan that was measured on another machine, with other versions, or with another model."""
     return _candidate(
         HANDED_OVER,
         plan,
         base,
         gain=0.3,
         build_seconds=COMPILE_SECONDS if plan.compile != "none" else 0.0,
-        reason="it was measured on another machine, or with other versions",
+        reason="it was measured on another machine, with other versions, or with another model",
     )
 
 

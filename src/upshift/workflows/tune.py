@@ -13,10 +13,10 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from upshift.core import environment
-from upshift.core.limits import known_limits
+from upshift.core.limits import limits
 from upshift.core.records import RunFolder
 from upshift.core.reference import refuse_while_importing
-from upshift.errors import ConfigError, Interrupted, StorageError, TrainingInterrupted
+from upshift.errors import ConfigError, Interrupted, StorageError, TrainingInterrupted, shown
 from upshift.recipes.recipe import Recipe
 from upshift.training.config import MAX_EPOCHS
 from upshift.training.rng import seed_everything
@@ -25,6 +25,7 @@ from upshift.tuning.config import TunerConfig
 from upshift.tuning.live import TuningDone
 from upshift.tuning.own_loop import OwnLoop
 from upshift.tuning.plan import BASELINE, Plan
+from upshift.tuning.subject import subject_of
 from upshift.tuning.trials import Trial
 from upshift.tuning.tuner import Tuner
 from upshift.tuning.undisturbed import undisturbed
@@ -116,6 +117,9 @@ def tune(
             received=f"allow={tuple(allow)!r} with a model",
             hint="leave allow out, or tune a recipe",
         )
+    of_recipes = {"variant": variant, "overrides": tuple(overrides), "data_dir": data_dir, "skip_bad": skip_bad}
+    of_models = {"loss": loss, "optimizer": optimizer}
+    _refuse_ignored(of_recipes if model is not None else of_models, "a recipe" if model is not None else "a model")
     path = _plan_file(out)
     if budget_seconds is not None and budget_seconds <= 0:
         raise ConfigError("budget must be above 0 seconds", received=budget_seconds, hint="leave it out for no limit")
@@ -158,6 +162,17 @@ def tune(
         "notes": notes,
     }
     return _result(result, tuning.plan(), tuning.tuner, path, stopped)
+
+
+def _refuse_ignored(others: Mapping[str, Any], kind: str) -> None:
+    """Refuse arguments that are for the other kind of what is tuned, and would do nothing."""
+    for name, value in others.items():
+        if value is not None and value is not False and value != ():
+            raise ConfigError(
+                f"tune takes {name} with {kind} alone",
+                received=f"{name}={shown(value)} with {'a model' if kind == 'a recipe' else 'a recipe'}",
+                hint=f"leave {name} out",
+            )
 
 
 def _plan_file(out: str | Path | None) -> Path | None:
@@ -228,7 +243,7 @@ def _tune_model(
         seed_everything(config.seed)
         loop = OwnLoop(model, loss, data, optimizer)
         tuner = Tuner(
-            loop.plan, job=loop.job(fast_dtypes(known_limits(loop.device))), loader_for=loop.loader_for, config=config
+            loop.plan, job=loop.job(fast_dtypes(limits(loop.device))), loader_for=loop.loader_for, config=config
         )
         _tell_trials(tuner, on_trial)
         try:
@@ -238,7 +253,7 @@ def _tune_model(
         except KeyboardInterrupt:
             stopped = "stopped by SIGINT"
     trials = tuple(trial.to_json() for trial in tuner.ledger.trials)
-    plan = replace(tuner.plan, environment=description, trials=trials)
+    plan = replace(tuner.plan, subject=subject_of(loop.model), environment=description, trials=trials)
     result = {"recipe": None, "tuning": None, "algorithm": None, "notes": [*tuner.ledger.notes, *loop.notes]}
     return _result(result, plan, tuner, path, stopped)
 
