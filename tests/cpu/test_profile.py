@@ -367,10 +367,14 @@ def test_micro_batches_clipping_averages_and_stages_are_rehearsed(tmp_path: Path
 
 
 @pytest.mark.slow
-def test_a_compiled_step_has_operators_and_parts(tmp_path: Path) -> None:
-    result = upshift.profile("digits", plan=Plan(compile="whole"), out=tmp_path / "out", num_steps=5).result
+@pytest.mark.parametrize("scope", ["whole", "step"])
+def test_a_compiled_step_has_operators_and_parts(scope: str, tmp_path: Path) -> None:
+    plan = Plan(compile=scope, keep_freed_memory=True)  # type: ignore[arg-type]
+    result = upshift.profile("digits", plan=plan, out=tmp_path / "out", num_steps=5).result
     assert result["breakdown"]["device_compute"] > 0
-    assert {row["phase"] for row in result["operators"]} >= {"forward", "backward"}
+    phases = {row["phase"] for row in result["operators"]}
+    assert phases >= ({"forward", "optimizer"} if scope == "step" else {"forward", "backward", "optimizer"})
     assert all(row["flops"] is None for row in result["operators"])
+    assert {phase for phase, _ in result["memory"]["timeline"]} == {"forward", "backward", "optimizer"}
     assert any("compiled" in note for note in result["notes"])
     assert [advice["cause"] for advice in result["advice"]][-1] == "search"

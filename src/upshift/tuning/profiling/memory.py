@@ -124,7 +124,7 @@ class MemoryLog(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def profile_memory(rehearsal: Rehearsal, batches: Iterator[Batch]) -> MemoryProfile:
-    """Make one step and follow its memory."""
+    """Make one step, which is not compiled, and follow its memory."""
     model, optimizers = rehearsal.model, rehearsal.optimizer.optimizers
     weights = [*model.parameters(), *model.buffers()]
     inputs, labels = next(batches)
@@ -136,7 +136,7 @@ def profile_memory(rehearsal: Rehearsal, batches: Iterator[Batch]) -> MemoryProf
     log.know(chain(weights, state, (inputs, labels)))
     hook = model.register_forward_pre_hook(lambda module, inputs: log.begin_forward())
     try:
-        with log:
+        with rehearsal.uncompiled(), log:
             rehearsal.step(inputs, labels)
     finally:
         hook.remove()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import TypeAlias
@@ -14,13 +15,13 @@ from torch import nn
 
 from upshift.training.config import TrainingConfig
 from upshift.training.ema import ExponentialMovingAverage
-from upshift.training.execution import Execution
 from upshift.training.metrics import RunningMetrics
 from upshift.training.optimizers import build_optimizer
 from upshift.training.schedules import learning_rate_factor
 from upshift.training.stages import Stages
 from upshift.training.step import Loss, TrainingStep, is_out_of_memory
 from upshift.training.trainer import LINES_PER_EPOCH, MIN_STEPS_A_LINE, Loader
+from upshift.tuning.plan import Plan
 
 Batch: TypeAlias = tuple[torch.Tensor, torch.Tensor]
 
@@ -71,7 +72,7 @@ class Rehearsal:
         loader: Loader,
         *,
         config: TrainingConfig,
-        execution: Execution,
+        execution: Plan,
         device: torch.device,
     ) -> None:
         self.model, self.device, self.loader, self.config = model, device, loader, config
@@ -120,6 +121,18 @@ class Rehearsal:
                     raise
             # Outside the except block: the error's traceback holds the tensors of the failed step.
             self.training_step.halve_micro_batch()
+
+    @contextmanager
+    def uncompiled(self) -> Iterator[None]:
+        """The steps of this context run operator by operator, for whoever follows each of them."""
+        if self._execution.compile == "none":
+            yield
+            return
+        self.training_step.execute(replace(self._execution, compile="none", compile_mode=None))
+        try:
+            yield
+        finally:
+            self.training_step.execute(self._execution)
 
     def release(self) -> None:
         """Put back the settings of the process that the execution changed."""
