@@ -163,3 +163,15 @@ def test_a_model_that_breaks_the_graph_is_an_error_and_no_slow_step() -> None:
     with pytest.raises(Exception, match=r"(?i)item|graph|data.?dependent|unsupported"):
         step(*second)
     step.release()
+
+
+def test_parameters_that_a_later_stage_trains_are_trained() -> None:
+    plain, compiled = seeded(), seeded()
+    for model, plan in ((plain, BASELINE), (compiled, STEP)):
+        step = make(model, replace(plan, fused_optimizer=False))
+        for is_trained in (False, True):
+            model.get_submodule("conv").requires_grad_(is_trained)
+            losses(step, batches(3))
+    for name, value in plain.state_dict().items():
+        torch.testing.assert_close(compiled.state_dict()[name], value, rtol=1e-4, atol=1e-5)
+    assert not torch.equal(compiled.state_dict()["conv.weight"], seeded().state_dict()["conv.weight"])

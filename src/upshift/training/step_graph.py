@@ -46,14 +46,20 @@ class StepGraph:
         device: torch.device,
     ) -> None:
         self._model, self._loss, self._autocast, self._device = model, loss, autocast, device
-        self._trained: dict[str, torch.Tensor] = {
-            name: weight for name, weight in model.named_parameters() if weight.requires_grad
-        }
+        self._parameters = list(model.parameters())
         self._buffers = dict(model.named_buffers())
-        self._is_checked = False
+        self._take_trained()
         self._compiled = torch.compile(
             grad_and_value(self._value, has_aux=True), mode=mode, fullgraph=True, dynamic=False
         )
+
+    def _take_trained(self) -> None:
+        """Compute the gradients of those parameters from now on that are trained now."""
+        self._are_trained = [weight.requires_grad for weight in self._parameters]
+        self._trained: dict[str, torch.Tensor] = {
+            name: weight for name, weight in self._model.named_parameters() if weight.requires_grad
+        }
+        self._is_checked = False
 
     def _value(
         self, trained: dict[str, torch.Tensor], buffers: dict[str, torch.Tensor], inputs: Tree, labels: Tree
@@ -77,6 +83,8 @@ class StepGraph:
         Raises:
             StepGraphError: The model or the loss does what a function of parameters and buffers cannot.
         """
+        if [weight.requires_grad for weight in self._parameters] != self._are_trained:  # another stage of training
+            self._take_trained()
         if not self._is_checked:
             self._check(inputs, labels)
             self._is_checked = True
