@@ -88,3 +88,23 @@ def test_without_the_time_for_it_nothing_is_confirmed_and_the_reason_is_told(tmp
 def test_the_plain_plan_needs_no_confirmation(tmp_path: Path) -> None:
     found = tuned(tmp_path, Net(slow="channels_last"), epochs=30)
     assert found.plan == BASELINE and found_by(found.tuner).confirmation is None
+
+
+class Stopped(Net):
+    """The process is stopped for an hour in a step well after tuning."""
+
+    num_steps = 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.num_steps += self.training
+        if self.num_steps == 590:
+            spend(3600.0)
+        return super().forward(images)
+
+
+def test_an_hour_in_which_the_process_was_stopped_was_saved_by_no_plan(tmp_path: Path) -> None:
+    found = tuned(tmp_path, Stopped(slow="contiguous"), epochs=30)
+    ledger = found_by(found.tuner)
+    assert found.trials["channels_last"].verdict == "adopted" and ledger.speedup > 3.0
+    assert 0.0 < ledger.account.saved < 600 * 0.01 and ledger.account.spent < 5.0
+    assert any("stood still for" in note for note in ledger.notes)

@@ -135,6 +135,23 @@ def test_what_is_exact_in_itself_is_raced_in_another_precision_too(tmp_path: Pat
     assert verdicts == {"bf16": "adopted", "channels_last": "adopted"}
 
 
+class SlowInBf16(Net):
+    """Slower in bf16."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        spend(0.01 if torch.is_autocast_enabled("cpu") else 0.0)
+        return super().forward(images)
+
+
+def test_a_precision_that_was_tried_on_live_steps_and_refused_is_told_as_losses_are_not_the_same(
+    tmp_path: Path,
+) -> None:
+    found = tuned(tmp_path, SlowInBf16(dropout=0.0), facts={"fast_dtypes": ("bf16",), "has_convolutions": False})
+    trial = found.trials["bf16"]
+    assert trial.verdict == "refused" and trial.num_rounds > 0
+    assert any("bf16 was tried on live steps, and refused" in note for note in found.ledger.notes)
+
+
 def test_of_a_training_that_waits_on_an_accelerator_whole_steps_are_compared() -> None:
     def no_story(loop: Conducted) -> Story:
         yield from ()

@@ -148,8 +148,15 @@ class Challenges:
             step, speedup = duels.gained(plan, challenger, duel.interval.estimate)
             ledger.adopt(plan, step, speedup, live.take_seconds())
         else:
-            self._refused.append(plan)
+            if plan != ledger.first_plan:  # which may be the faster one later on, when steps have become slow
+                self._refused.append(plan)
             ledger.book_lost(live.take_seconds())
+        was_faithful = fidelity is not None and fidelity.reason is None
+        if candidate.tier == "B" and verdict != "adopted" and was_faithful:
+            ledger.notes.append(
+                f"{candidate.name} was tried on live steps, and {verdict}: the losses of these and of all that follow "
+                "are within the noise of training, and not within round-off"
+            )
         live.go_back(loop)
         live.drop_other_loaders()
         loop.step.forget_compiled()

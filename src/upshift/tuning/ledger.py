@@ -146,7 +146,7 @@ class Ledger:
 
     def book_steps(self, taken_seconds: float) -> None:
         """What steps by the plan, which took so long, have saved beside the first plan."""
-        self.account.add(taken_seconds * (self.speedup - 1.0))
+        self.account.add(taken_seconds * (self.speedup - 1.0), by_speedup=True)
 
     def book_trial(self, num_steps: int, step_seconds: float, taken_seconds: float) -> None:
         """The same for steps of a trial, which would have taken `step_seconds` each by the plan."""
@@ -210,8 +210,10 @@ class Ledger:
         found = self.confirmation
         if found is None or found.verdict != "confirmed" or found.speedup is None or found.speedup_interval is None:
             return None
-        low, high = ((speed - 1.0) / (found.speedup - 1.0) for speed in found.speedup_interval)
-        return low * self.account.saved, high * self.account.saved
+        by_speedup = self.account.saved_by_speedup
+        measured = self.account.saved - by_speedup
+        low, high = ((speed - 1.0) / (found.speedup - 1.0) * by_speedup for speed in found.speedup_interval)
+        return measured + low, measured + high
 
     # What was tried
 

@@ -11,6 +11,7 @@ import torch
 
 from upshift.core import clock
 from upshift.core.malloc import num_page_faults
+from upshift.core.units import duration
 from upshift.errors import NonFiniteLossError, UpshiftError
 from upshift.training.batches import Tree
 from upshift.training.conductor import Conducted
@@ -22,6 +23,8 @@ from upshift.tuning.stopwatch import Measured, Stopwatch
 NONFINITE_STEPS = 3
 LEAST_STEP_SHARE = 0.01
 """Of a step with its wait, where the wait seems to take all of it."""
+LEAST_PAUSE_SECONDS, PAUSE_FACTOR = 2.0, 50.0
+"""A step that takes longer, and this many times what the plan's do, was no slow one: the process had been stopped."""
 LOADER_FIELDS = ("data_path", "num_workers")
 
 
@@ -126,6 +129,7 @@ class LiveSteps:
         self._steps = Stopwatch(is_asynchronous=self.is_asynchronous)
         self._wait: Callable[[], object] = lambda: None
         self._last_call: float | None = None
+        self._stood_still = 0.0
 
     # Conducting
 
@@ -169,7 +173,8 @@ class LiveSteps:
 
     def after_step(self, loop: Conducted, *, step_seconds: float, data_seconds: float) -> None:
         """Note the time of a step."""
-        self._steps.add(step_seconds=step_seconds, data_seconds=data_seconds)
+        share = self._share_that_counts(step_seconds + data_seconds)
+        self._steps.add(step_seconds=share * step_seconds, data_seconds=share * data_seconds)
         now, self.live_step_seconds = clock.now(), step_seconds
         if self.is_asynchronous and self._last_call is not None:
             self.live_step_seconds = max(0.0, now - self._last_call - data_seconds)
@@ -188,6 +193,16 @@ class LiveSteps:
             timing.waits.append(data_seconds)
         if timing.num_made == timing.block.settle + timing.block.num_steps:
             self._measured, self._timing = self._result_of(loop, timing), None
+
+    def _share_that_counts(self, seconds: float) -> float:
+        """Of a step's time; the rest of it the process was stopped, or its machine, and no plan saves any of that."""
+        step = self._ledger.step
+        if self.is_asynchronous or self._is_on_trial or step is None:
+            return 1.0  # a step on trial may take long as it compiles
+        if seconds <= max(LEAST_PAUSE_SECONDS, PAUSE_FACTOR * step.seconds):
+            return 1.0
+        self._stood_still += seconds - step.seconds
+        return step.seconds / seconds
 
     def before_pause(self, loop: Conducted) -> None:
         """Stop the watches while the loop evaluates or saves."""
@@ -243,6 +258,11 @@ class LiveSteps:
         if self._story is not None:
             self._story.close()
         self.execute(loop, self._ledger.plan)
+        if self._stood_still > 0.0:
+            self._ledger.notes.append(
+                f"training stood still for {duration(self._stood_still)}, in steps that took more than {PAUSE_FACTOR:.0f} "
+                "times what they should: left out of the seconds saved"
+            )
 
     # The story
 
@@ -322,6 +342,11 @@ class LiveSteps:
             self._loaders[key] = self._loader_for(plan)
         self._loader_plan = plan
         loop.use_loader(self._loaders[key])
+
+
+def differs_in_data(plan: Plan, other: Plan) -> bool:
+    """Whether two plans take their batches from different places, or by different workers."""
+    return any(getattr(plan, name) != getattr(other, name) for name in LOADER_FIELDS)
 
 
 def _data_of(plan: Plan) -> tuple[Any, ...]:

@@ -29,32 +29,41 @@ class Account:
         allowance_share: Of the training's whole time, what may be spent on candidates that gain nothing.
         spent: Seconds of checks, switches, compiling, and of steps while they ran slower than the plain plan.
         saved: Seconds that steps were faster than those of the plan that training began with.
+        saved_by_speedup: Of these, what was not measured against that plan, but rests on the speedup beside it.
     """
 
     allowance_share: float
     spent: float = 0.0
     saved: float = 0.0
+    saved_by_speedup: float = 0.0
 
     @property
     def net(self) -> float:
         """Seconds won; negative where tuning cost more than it gained so far."""
         return self.saved - self.spent
 
-    def add(self, seconds: float) -> None:
-        """Book seconds that were won; lost where negative."""
+    def add(self, seconds: float, *, by_speedup: bool = False) -> None:
+        """Book seconds that were won; lost where negative.
+
+        Args:
+            seconds: How many.
+            by_speedup: Whether they rest on the speedup beside the first plan.
+        """
         if seconds > 0.0:
             self.saved += seconds
+            self.saved_by_speedup += seconds if by_speedup else 0.0
         else:
             self.spent -= seconds
 
     def restate(self, share: float) -> None:
-        """Steps were less often or more faster than was thought: of the seconds saved so far, this share is true.
+        """The speedup was another than was thought: of the seconds that rest on it, this share is true.
 
         Args:
             share: Below 0 where steps were slower.
         """
-        saved, self.saved = self.saved, 0.0
-        self.add(share * saved)
+        thought, self.saved_by_speedup = self.saved_by_speedup, 0.0
+        self.saved = max(0.0, self.saved - thought)
+        self.add(share * thought, by_speedup=True)
 
     def allowance(self, total_seconds: float, *, secured_seconds: float = 0.0) -> float:
         """Seconds that may be lost: a share of the training's time, and half of what is won.

@@ -16,7 +16,7 @@ from upshift.tuning.confirming import Confirming
 from upshift.tuning.duels import Duels
 from upshift.tuning.known_plan import Recall
 from upshift.tuning.ledger import Ledger
-from upshift.tuning.live import LiveSteps, Story
+from upshift.tuning.live import LiveSteps, Story, differs_in_data
 from upshift.tuning.observer import StepObserver
 from upshift.tuning.plan import Plan
 from upshift.tuning.watch import Watch
@@ -86,6 +86,7 @@ class Tuner:
         self._whole_plans = [] if handed_over is None else [handed_over_candidate(fitted(handed_over, job), plan)]
         self._at_any_cost, self._on_pause = config.stop_when_done, on_pause
         self._watch: Watch | None = None
+        self._slower = 1.0
         self._meter = LoadMeter()
 
     # What came of it, beside the ledger
@@ -135,25 +136,36 @@ class Tuner:
         self._note_load()
         yield from self._confirming.confirm(loop)
 
-    def _watch_step(self) -> None:
+    def _watch_step(self, data_seconds: float) -> None:
         """Once tuned, watch that steps stay as fast as they were: else the first plan is raced once more."""
         ledger, live = self.ledger, self.live
         if not live.is_complete or ledger.plan == ledger.first_plan or ledger.step is None:
             return
+        waits = differs_in_data(ledger.plan, ledger.first_plan)
         if self._watch is None:
-            self._watch = Watch(ledger.step.step_seconds, of_single_steps=not live.is_asynchronous)
-        slower = self._watch.slowdown(live.live_step_seconds)
+            # Batches come several at a time: most waits are nothing, so that a median would not see them.
+            self._watch = Watch(self._watched_seconds(waits), of_single_steps=not (live.is_asynchronous or waits))
+        slower = self._watch.slowdown(live.live_step_seconds + (data_seconds if waits else 0.0))
         if slower is not None:
-            ledger.notes.append(
-                f"steps became {slower:.1f} times slower than when the plan was chosen: it was raced again"
-            )
+            self._slower = slower
             live.tell(self._tell_again)
+
+    def _watched_seconds(self, waits: bool) -> float:
+        """What a step is expected to take: with its wait, where the plan has batches from elsewhere."""
+        return self.ledger.known_step.seconds if waits else self.ledger.known_step.step_seconds
 
     def _tell_again(self, loop: Conducted) -> Story:
         """Race the plan that became slow, and expect of the winner what it takes now."""
+        ledger = self.ledger
         yield from self._challenges.race_first_plan(loop)
+        trial = ledger.trials[-1]
+        became = {"adopted": "took its place", "not tried": "was not raced again"}.get(trial.verdict, "is no faster")
+        ledger.notes.append(
+            f"steps became {self._slower:.1f} times slower than when the plan was chosen: the first plan {became}"
+            f" ({trial.reason})"
+        )
         if self._watch is not None:
-            self._watch.expected_seconds = self.ledger.known_step.step_seconds
+            self._watch.expected_seconds = self._watched_seconds(differs_in_data(ledger.plan, ledger.first_plan))
 
     def _note_load(self) -> None:
         """Say whether others used the machine while candidates were timed; once."""
@@ -173,7 +185,7 @@ class Tuner:
     def after_step(self, loop: Conducted, *, step_seconds: float, data_seconds: float) -> None:
         """Note the time of a step, and watch it once tuned."""
         self.live.after_step(loop, step_seconds=step_seconds, data_seconds=data_seconds)
-        self._watch_step()
+        self._watch_step(data_seconds)
 
     def before_pause(self, loop: Conducted) -> None:
         """Leave out what the loop does beside steps."""

@@ -1,0 +1,80 @@
+"""After tuning: steps that become slow have the first plan raced again, as often as that is said."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from live_trainings import CLASSES, Batches, Net, Taking, is_channels_last, tuned
+from torch import nn
+
+from simulated_clock import spend
+from upshift.tuning.config import KnownPlan
+from upshift.tuning.plan import BASELINE, Plan
+
+pytestmark = pytest.mark.usefixtures("simulated_clock")
+
+CHANNELS_LAST = Plan(memory_format="channels_last")
+READ_AHEAD = Plan(data_path="mmap")
+SLOWER = "slower than when the plan was chosen"
+
+
+def known(plan: Plan) -> KnownPlan:
+    """Steps of any length are as fast as remembered."""
+    return KnownPlan(plan=plan, step_seconds=10.0, data_seconds=0.0, speedup=3.0, build_seconds=0.0)
+
+
+class Slowing(Net):
+    """At first faster in channels_last; later everything takes four times as long, at last channels_last ten times."""
+
+    def __init__(self) -> None:
+        super().__init__(slow="contiguous", seconds=0.1)
+        self.num_steps = 0
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.num_steps += self.training
+        if self.num_steps > 100:
+            spend(0.1)
+        if self.num_steps > 600 and is_channels_last(self.conv):
+            spend(1.0)
+        return super().forward(images)
+
+
+def test_the_first_plan_takes_its_place_at_the_second_alarm_though_it_lost_after_the_first(tmp_path: Path) -> None:
+    found = tuned(tmp_path, Slowing(), arguments={"known": known(CHANNELS_LAST)}, epochs=50)
+    first, second = (note for note in found.ledger.notes if SLOWER in note)
+    assert "the first plan is no faster" in first and "took its place" in second
+    assert found.plan == BASELINE
+
+
+class Clogging(Batches):
+    """After some hundred batches each is waited for."""
+
+    num_given = 0
+
+    def epoch(
+        self, epoch: int, *, start_batch: int = 0, image_size: tuple[int, int] | None = None
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for batch in super().epoch(epoch, start_batch=start_batch):
+            self.num_given += 1
+            if self.num_given > 100:
+                spend(0.3)
+            yield batch
+
+
+def test_loading_that_becomes_slow_has_the_first_plan_raced_where_the_plan_loads_otherwise(tmp_path: Path) -> None:
+    def make(plan: Plan) -> Batches:
+        return Clogging(data_path="mmap") if plan.data_path == "mmap" else Batches(seconds=0.02)
+
+    found = tuned(
+        tmp_path,
+        nn.Sequential(Taking(0.01), nn.Flatten(), nn.Linear(4 * 36, CLASSES)),
+        loader=make(BASELINE),
+        arguments={"known": known(READ_AHEAD), "loader_for": make},
+        facts={"data_paths": ("resident", "mmap"), "data_path": "resident"},
+        epochs=30,
+    )
+    assert any(SLOWER in note and "took its place" in note for note in found.ledger.notes)
+    assert found.plan == BASELINE
