@@ -133,6 +133,21 @@ def test_plan_may_be_a_file_or_what_tune_gave(tmp_path: Path, plain_losses: list
         torch.testing.assert_close(ours.losses, plain_losses[:3], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.usefixtures("simulated_clock")
+def test_the_network_of_a_module_is_tuned_before_and_the_callback_takes_what_was_found(
+    tmp_path: Path, plain_losses: list[float]
+) -> None:
+    ours = module()
+    optimizer = torch.optim.SGD(ours.net.parameters(), lr=0.05, momentum=0.9)
+    tuned = upshift.tune(
+        model=ours.net, loss=functional.cross_entropy, optimizer=optimizer, data=list(data()), budget_seconds=0.05
+    )
+    (fused,) = [trial for trial in tuned.plan.trials if trial["name"] == "fused optimizer"]
+    assert fused["verdict"] in ("adopted", "refused") and fused["gradient_error"] < 1e-5
+    fit(ours, tmp_path, upshift.lightning_callback(tuned))
+    torch.testing.assert_close(ours.losses, plain_losses, rtol=1e-4, atol=1e-5)
+
+
 def test_checkpoints_are_those_of_a_plain_training_and_are_resumed_from(
     tmp_path: Path, plain_losses: list[float]
 ) -> None:

@@ -179,13 +179,18 @@ def test_plans_that_no_callback_can_carry_out_are_refused_when_it_is_made() -> N
         upshift.transformers_callback(upshift.Plan(precision="fp16"))
 
 
-@pytest.mark.slow
-def test_a_model_of_transformers_is_tuned_by_the_loss_among_its_outputs(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("simulated_clock")
+def test_a_model_of_transformers_is_tuned_on_the_batches_of_its_trainer_by_the_loss_among_its_outputs(
+    tmp_path: Path, plain_losses: list[float]
+) -> None:
+    arguments = transformers.TrainingArguments(
+        output_dir=str(tmp_path), per_device_train_batch_size=16, report_to=[], use_cpu=True, seed=0
+    )
     model = classifier()
-
-    def batches(rows: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-        return {name: torch.stack([row[name] for row in rows]) for name in ("input_ids", "attention_mask", "labels")}
-
-    data = torch.utils.data.DataLoader(Sentences(), batch_size=16, collate_fn=batches)
-    tuned = upshift.tune(model=model, data=data, optimizer=torch.optim.AdamW(model.parameters()), budget_seconds=5)
-    train(model, tmp_path, upshift.transformers_callback(tuned))
+    loader = transformers.Trainer(model, arguments, train_dataset=Sentences()).get_train_dataloader().base_dataloader
+    optimizer = torch.optim.AdamW(model.parameters())
+    tuned = upshift.tune(model=model, data=loader, optimizer=optimizer, budget_seconds=0.05)
+    (fused,) = [trial for trial in tuned.plan.trials if trial["name"] == "fused optimizer"]
+    assert fused["verdict"] in ("adopted", "refused") and fused["gradient_error"] < 1e-5
+    _, noting = train(model, tmp_path, upshift.transformers_callback(tuned))
+    torch.testing.assert_close(noting.losses, plain_losses, rtol=1e-3, atol=1e-4)

@@ -25,7 +25,8 @@ def lightning_callback(plan: str | Path | Plan | TunedPlan, *, model: str | None
 
     Lightning has its loader before any callback is asked: the plan's workers are not set by this one. Hand
     `Trainer.fit` a DataLoader with `num_workers=plan.num_workers`. Device, precision by a scaler (fp16) and
-    accumulation are the Trainer's own settings.
+    accumulation are the Trainer's own settings. The callback does not tune: tune the network before
+    (docs/own-loop.md).
 
     Args:
         plan: The path of a plan file, a `Plan`, or what `tune` gave.
@@ -48,7 +49,10 @@ def transformers_callback(plan: str | Path | Plan | TunedPlan) -> Any:
     When training starts, model and optimizer are made to execute as the plan says (see `Plan.apply`); when it ends,
     the model is called as before. State-dict keys and checkpoints are those of a training without it. Evaluation is not
     compiled. The plan's workers are set in the Trainer's arguments; that takes a callback that was handed to the
-    Trainer when it was made.
+    Trainer when it was made. transformers tells a callback nothing of an error: after one, the plan stays applied until
+    `upshift.Plan().apply(model)` takes it back.
+
+    The callback does not tune: tune before, on the Trainer's own batches (docs/own-loop.md).
 
     Device, precision by a scaler (fp16) and accumulation are settings of the TrainingArguments, which a callback comes
     too late for. `torch_compile=True` and several devices in one process are refused.
