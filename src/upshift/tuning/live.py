@@ -260,8 +260,8 @@ class LiveSteps:
         self.execute(loop, self._ledger.plan)
         if self._stood_still > 0.0:
             self._ledger.notes.append(
-                f"training stood still for {duration(self._stood_still)}, in steps that took more than {PAUSE_FACTOR:.0f} "
-                "times what they should: left out of the seconds saved"
+                f"training stood still for {duration(self._stood_still)}, in steps that took more than "
+                f"{PAUSE_FACTOR:.0f} times what they should: left out of the seconds saved"
             )
 
     # The story
