@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from upshift.core import environment
 from upshift.core.cache import TuningCache
@@ -29,6 +30,7 @@ from upshift.tuning.batch_size import ChangedAlgorithm
 from upshift.tuning.candidates import Job, job_of
 from upshift.tuning.config import KnownPlan, TunerConfig
 from upshift.tuning.plan import BASELINE, Plan, load_plan, read_plan
+from upshift.tuning.subject import is_of_another, subject_of
 from upshift.tuning.trials import Trial
 from upshift.tuning.tuner import Tuner
 from upshift.workflows.datasets import make_train_loader
@@ -46,14 +48,28 @@ class StartingPlan:
     Attributes:
         plan: Its plan.
         tunes: Whether a faster one is looked for.
-        handed_over: A plan that was measured on another machine: it has to prove itself here.
+        handed_over: A plan that was measured on another machine, or with another model: it has to prove itself here.
         known: What a run that is resumed had found when it was stopped while tuning.
+        note: What the user should know of that.
     """
 
     plan: Plan
     tunes: bool
     handed_over: Plan | None = None
     known: KnownPlan | None = None
+    note: str | None = None
+
+
+def with_model(start: StartingPlan, model: nn.Module) -> StartingPlan:
+    """What a training of a model begins with: a plan that was found for another one has to prove itself."""
+    if not is_of_another(start.plan, model):
+        return start
+    return StartingPlan(
+        replace(BASELINE, device=start.plan.device),
+        tunes=True,
+        handed_over=start.plan,
+        note="the plan was found for another model: it had to prove itself beside the plain one",
+    )
 
 
 def plan_to_start_with(reference: str | Path | Plan, resumed: Path | None) -> StartingPlan:
@@ -113,7 +129,7 @@ class LiveTuning:
         self._cache = TuningCache()
         self._description = environment.describe()  # now: a plan may change the number of threads
         self._environment = environment.fingerprint(self._description)
-        self._subject = _subject(prepared)
+        self._subject, self._subject_of_plan = _subject(prepared), subject_of(prepared.model)
         self._counts = slowdown_counts()
         # Measuring takes seconds, which a training does not spend on it.
         find_limits, find_rates = (limits, data_rates) if config.stop_when_done else (known_limits, known_data_rates)
@@ -197,6 +213,7 @@ class LiveTuning:
         first = [self._changed.trial()] if self._changed is not None else []
         return replace(
             self.tuner.plan,
+            subject=self._subject_of_plan,
             environment=self._description,
             trials=(*self._of_before, *(trial.to_json() for trial in [*first, *self.tuner.ledger.trials])),
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from upshift.workflows.algorithm import keep, with_allowed
 from upshift.workflows.arguments import verb
 from upshift.workflows.evaluate import evaluation_record
 from upshift.workflows.folders import link_latest, open_run_folder
-from upshift.workflows.live_tuning import LiveTuning, plan_to_start_with, start_tuning
+from upshift.workflows.live_tuning import LiveTuning, plan_to_start_with, start_tuning, with_model
 from upshift.workflows.model import RunRecord
 from upshift.workflows.preparation import Prepared, prepare_training, torch_settings_put_back
 from upshift.workflows.resumption import check_same_run
@@ -102,23 +103,28 @@ def train(
     refuse_while_importing("train")
     checked_allowed(allow)
     start = plan_to_start_with(plan, Path(out) if out and resume else None)
-    prepared = prepare_training(
+    prepare = partial(
+        prepare_training,
         recipe,
         variant=variant,
         overrides=overrides,
-        plan=start.plan,
         seed=seed,
         data=data,
         data_dir=data_dir,
         skip_bad=skip_bad,
         on_data_progress=on_data_progress,
     )
+    prepared = prepare(plan=start.plan)
+    if (fitting := with_model(start, prepared.model)) is not start:
+        start, prepared = fitting, prepare(plan=fitting.plan)
     kept = RunFolder(Path(out)).algorithm if out and resume else None
     prepared, changed = with_allowed(prepared, allow, kept=kept)
     record, model = prepared.record, prepared.model
     tuning = None
     if start.tunes:
         tuning = start_tuning(prepared, handed_over=start.handed_over, known=start.known, changed=changed)
+        if start.note is not None:
+            tuning.tuner.ledger.notes.append(start.note)
     trainer = prepared.trainer(tuning.tuner if tuning else None)
     with open_run_folder(prepared.recipe.name, Path(out) if out else None, resume=resume) as folder:
         if resume:
