@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from upshift.tuning.payback import (
@@ -182,6 +182,7 @@ JSON = (
 RECORDS = st.dictionaries(st.sampled_from(["compile", "build_seconds", "num_operators"]), JSON | st.just("whole"))
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow])  # the first text of a new checkout has to list all characters
 @given(st.lists(RECORDS, max_size=5), st.integers(0, 10**6))
 def test_a_history_of_nonsense_is_left_out(history: list[dict[str, Any]], num_operators: int) -> None:
     seconds = compile_seconds("whole", num_operators, history)
