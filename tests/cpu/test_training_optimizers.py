@@ -190,3 +190,23 @@ def test_every_name_trains_and_resumes_to_the_same_weights_or_is_refused_before_
     assert re.findall(r"`(\w+)`", listed.group(1)) == works
     rows = re.findall(r"^\| `(\w+)` \| (.+) \|$", text[listed.end() :], flags=re.MULTILINE)
     assert dict(rows) == refused
+
+
+@pytest.mark.parametrize("options", [{}, {"dampening": 0.2, "maximize": True}])
+def test_fused_sgd_takes_up_parameters_that_are_thawed(options: dict[str, object]) -> None:
+    config = OptimizerConfig(name="sgd", lr=0.1, momentum=0.9, weight_decay=0.1, options=options)
+    draw = torch.Generator().manual_seed(0)
+    inputs = [torch.randn(8, 1, 8, 8, generator=draw) for _ in range(4)]
+    weights = []
+    for fused in (True, None):
+        model = network()
+        optimizer = build_optimizer(model, config, fused=fused)
+        for number, batch in enumerate(inputs):
+            model[0].requires_grad_(number >= 2)  # type: ignore[index]
+            optimizer.zero_grad()
+            model(batch).square().mean().backward()
+            optimizer.step()
+        weights.append(model.state_dict())
+    assert any(group["fused"] for group in build_optimizer(network(), config, fused=True).optimizers[0].param_groups)
+    for name, value in weights[0].items():
+        torch.testing.assert_close(value, weights[1][name], rtol=1e-4, atol=1e-6)

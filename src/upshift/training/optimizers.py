@@ -219,9 +219,29 @@ def _concerns_memory(error: Exception) -> bool:
     return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in ("memory", "alloc"))
 
 
+@torch.no_grad()
+def _begin_momentum(optimizer: torch.optim.Optimizer) -> None:
+    """Give parameters that a stage of training has thawed a momentum, where others of their group have one already.
+
+    torch's fused SGD takes the momentum of all parameters of a group or of none (torch 2.13). What they get makes their
+    first momentum the gradient, as torch has it.
+    """
+    for group in optimizer.param_groups:
+        if not (group["fused"] and group["momentum"]):
+            continue
+        trained = [parameter for parameter in group["params"] if parameter.grad is not None]
+        new = [p for p in trained if optimizer.state.get(p, {}).get("momentum_buffer") is None]
+        for parameter in new if len(new) < len(trained) else ():
+            gradient = (-parameter.grad if group["maximize"] else parameter.grad) + group["weight_decay"] * parameter
+            momentum = torch.empty_like(parameter).copy_(gradient * (group["dampening"] / group["momentum"]))
+            optimizer.state[parameter]["momentum_buffer"] = momentum
+
+
 def _step(optimizer: torch.optim.Optimizer) -> None:
     """Make its step; past torch's wrapper for profilers and hooks, which takes 2 % of a small model's step."""
     kind = type(optimizer)
+    if kind is torch.optim.SGD and optimizer.state:
+        _begin_momentum(optimizer)
     is_watched = (
         "step" in optimizer.__dict__
         or optimizer._optimizer_step_pre_hooks
