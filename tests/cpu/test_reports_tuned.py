@@ -27,6 +27,12 @@ def test_the_split_names_what_binds_the_parts_and_the_ceilings() -> None:
     assert "without waiting 8,000 samples/s" in said and "the loader alone 32,000 samples/s" in said
 
 
+def test_the_split_by_the_final_plan_is_told_beside_that_by_the_first() -> None:
+    last = estimate_breakdown(0.003, 0.001, batch_size=64).to_json() | {"looked_into": True}
+    said = plain(split_sentence({"split": SPLIT | {"looked_into": True}, "last_split": last}, "last_split"))
+    assert said.startswith("bound by data (computing 25") and split_sentence({"split": SPLIT}, "last_split") == ""
+
+
 def test_what_nobody_looked_into_is_not_called_computing() -> None:
     said = plain(split_sentence({"split": SPLIT | {"looked_into": False}}))
     assert "computing" not in said and said.startswith("20") and "waiting for data" in said

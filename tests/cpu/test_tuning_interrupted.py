@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from live_trainings import Net, assert_same_losses, plainly, train, tuned
 
 from upshift.tuning.config import KnownPlan
 from upshift.tuning.plan import BASELINE, Plan
 from upshift.tuning.trials import REFUSED_BEFORE, UNDECIDED, Trial
 from upshift.tuning.whole_plans import refused_plans
+from upshift.workflows.tuning_memory import to_document
 
 CHANNELS_LAST = Plan(memory_format="channels_last")
 ADOPTED = {"name": "channels_last", "changes": {"memory_format": "channels_last"}, "verdict": "adopted"}
@@ -50,6 +52,41 @@ def test_candidates_that_were_decided_are_not_raced_again(is_decided: bool, tmp_
         assert trial.verdict == "refused" and trial.num_rounds > 0
     assert "channels_last" not in found.trials
     assert_same_losses(found.losses[:300], plain.losses[:300])
+
+
+@pytest.mark.usefixtures("simulated_clock")
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_plan_that_is_gone_on_with_keeps_its_speedup_and_can_still_fail(fails: bool, tmp_path: Path) -> None:
+    known = KnownPlan(
+        plan=CHANNELS_LAST,
+        step_seconds=10.0,
+        data_seconds=0.0,
+        speedup=3.0,
+        build_seconds=7.0,
+        is_complete=False,
+        decided=(ADOPTED,),
+    )
+    model = Net(slow="contiguous")
+    num_steps = 0
+
+    def trouble(logits: torch.Tensor) -> torch.Tensor:
+        nonlocal num_steps
+        num_steps += 1
+        if fails and num_steps == 40:
+            raise RuntimeError("kernel panic")
+        return logits
+
+    model.trouble = trouble
+    arguments = {"known": known, "first_plan": BASELINE}
+    found = tuned(tmp_path, model, arguments=arguments, plan=CHANNELS_LAST, epochs=5)
+    assert found.tuner is not None and len(found.losses) == 100
+    document = to_document(found.tuner, found.plan)
+    assert document is not None
+    if fails:
+        assert found.plan == BASELINE and any("the tuned plan was dropped" in note for note in found.notes)
+        assert (document["speedup"], document["build_seconds"], document["complete"]) == (1.0, 0.0, False)
+    else:
+        assert found.plan == CHANNELS_LAST and document["speedup"] > 1.5 and document["build_seconds"] == 7.0
 
 
 def test_plans_are_refused_on_top_of_what_was_adopted_before_them() -> None:

@@ -6,17 +6,18 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from layered_recipe import RECIPE
+from layered_recipe import RECIPE, Layered
 from live_trainings import assert_same_losses
 from safetensors.torch import load_file
 
 from simulated_clock import simulated_clock
-from upshift import Plan, train
+from upshift import Plan, train, tune
 from upshift.core.cache import TuningCache
 from upshift.core.environment import describe
 from upshift.core.files import cache_folder, write_bytes
@@ -76,6 +77,7 @@ def test_a_run_records_what_tuning_came_to(tmp_path: Path, no_memory: Path) -> N
     assert tuning["complete"] is True and tuning["from_cache"] is False
     assert tuning["net_seconds"] == pytest.approx(tuning["saved_seconds"] - tuning["seconds"])
     assert tuning["step_seconds"] < tuning["first_step_seconds"]
+    assert tuning["last_split"]["seconds"] < tuning["split"]["seconds"]
     lines = [json.loads(line) for line in (out / "trials.jsonl").read_text().splitlines()]
     assert [line.pop("of") for line in lines] == ["training"] * len(lines)
     assert lines == result["plan"]["trials"] == json.loads((out / "plan.json").read_text())["trials"]
@@ -276,6 +278,39 @@ def test_a_memory_that_cannot_be_written_is_noted(tmp_path: Path, no_memory: Pat
     result = run(tmp_path / "run", *QUICK)
     assert result["steps"] == 138
     assert any("could not be written" in note for note in result["notes"])
+
+
+def test_what_a_budget_left_untried_is_tried_by_the_next_training(
+    tmp_path: Path, no_memory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("upshift.workflows.live_tuning.fast_dtypes", lambda limits: ())
+    tuned = tune(RECIPE, budget_seconds=1e-6)
+    assert tuned.plan.memory_format == "contiguous"
+    assert "not tried" in {trial["verdict"] for trial in tuned.plan.trials if trial["name"] == "channels_last"}
+    (path,) = no_memory.glob("*/plans/*.json")
+    remembered = json.loads(path.read_text())["content"]
+    assert remembered["complete"] is False and remembered["untried_seconds"] is None
+    assert run(tmp_path / "run")["plan"]["memory_format"] == "channels_last"
+
+
+# Plans that are given
+
+
+class Raising(Layered):
+    """Fails to be trained in channels last."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        if self.training and not self.conv.weight.is_contiguous():
+            raise RuntimeError("no kernel")
+        return super().forward(images)
+
+
+def test_a_given_plan_that_fails_is_dropped_for_the_plain_one(tmp_path: Path, no_memory: Path) -> None:
+    given = Plan(memory_format="channels_last")
+    result = train(replace(RECIPE, model=Raising), overrides=("epochs=1",), out=tmp_path / "run", plan=given).result
+    assert result["plan"]["memory_format"] == "contiguous" and result["steps"] == 23
+    assert load_plan(tmp_path / "run/plan.json").memory_format == "contiguous"
+    assert any("dropped" in note and "no kernel" in note for note in result["notes"])
 
 
 # Plans from elsewhere

@@ -74,6 +74,8 @@ def _where_time_goes(account: Record) -> str:
     said += "."
     if split := split_sentence(account):
         said += f" By the plain plan a step was {split}." if split.startswith("bound") else f" {split}."
+    if split := split_sentence(account, "last_split"):
+        said += f" By the tuned plan it is {split}." if split.startswith("bound") else f" By the tuned plan, {split}."
     return said
 
 

@@ -100,9 +100,14 @@ def step_fact(result: Record) -> tuple[str, str, str] | None:
     return ("step", units.duration(seconds), said) if seconds is not None and said else None
 
 
-def split_sentence(tuning: Record) -> str:
-    """Where the time of a step went by the first plan, and what its loader and its steps could do alone."""
-    split = record(tuning, "split")
+def split_sentence(tuning: Record, field: str = "split") -> str:
+    """Where the time of a step went, and what its loader and its steps could do alone.
+
+    Args:
+        tuning: The tuning part of a result.
+        field: "split" for the first plan, "last_split" for the final one.
+    """
+    split = record(tuning, field)
     if not split:
         return ""
     parts = [f"{part.title} {units.percent(part.share)}" for part in parts_of(split) if part.share >= 0.005]
@@ -113,11 +118,11 @@ def split_sentence(tuning: Record) -> str:
         said = f"{units.percent(waited)} of it waiting for data; the rest was not looked into"
     ceilings = [
         f"{title} {units.rate(speed)}"
-        for title, field in (
+        for title, name in (
             ("without waiting", "synthetic_samples_per_second"),
             ("the loader alone", "loader_samples_per_second"),
         )
-        if (speed := amount(split, field)) is not None
+        if (speed := amount(split, name)) is not None
     ]
     return f"{said}; {', '.join(ceilings)}" if ceilings else said
 

@@ -75,6 +75,7 @@ class Challenges:
             contest.enter(contender)
             if contest.next() is None:
                 reason = contest.outcomes[-1].reason
+                self._ledger.ran_out |= self._config.budget_seconds is not None
                 self._ledger.record(loop, candidate, "not tried", reason, contender.expected_cost_seconds)
             else:
                 yield from self._challenge(loop, candidate, contest)
@@ -123,6 +124,8 @@ class Challenges:
             outcome = contest.outcomes[-1]
             verdict: Verdict = "adopted" if outcome.verdict == "faster" else "refused"
             reason = outcome.reason
+            if verdict == "refused" and contest.seconds_left() <= 0.0:
+                ledger.ran_out, reason = True, UNDECIDED
         except GeneratorExit:
             ledger.record(
                 loop,

@@ -11,7 +11,7 @@ from upshift.core import clock
 from upshift.core.duel import Duel
 from upshift.training.conductor import Conducted
 from upshift.tuning.candidates import Candidate
-from upshift.tuning.config import TunerConfig
+from upshift.tuning.config import KnownPlan, TunerConfig
 from upshift.tuning.fidelity import Fidelity
 from upshift.tuning.payback import Account, cost_spread, least_gain
 from upshift.tuning.plan import Plan
@@ -43,6 +43,8 @@ class Ledger:
         was_demoted: Whether a plan that was adopted has failed.
         untried_seconds: Of training that were left when a candidate was not tried, as it could not pay for itself;
             None where all were tried.
+        ran_out: Whether a candidate was not tried, or not to its end, as the budget was used up.
+        build_seconds_before: That a run which this one goes on with spent on building the plan that it began with.
         confirmation: What the race of the plan that was found against the first one came to, at the end; None where
             no other was found, or the end was not reached.
     """
@@ -66,6 +68,8 @@ class Ledger:
         self.notes: list[str] = []
         self.was_demoted = False
         self.untried_seconds: float | None = None
+        self.ran_out = False
+        self.build_seconds_before = 0.0
         self.confirmation: Confirmation | None = None
         self._at_any_cost = config.stop_when_done
         self._history, self._on_adopted = history, on_adopted
@@ -82,9 +86,20 @@ class Ledger:
         """Since tuning began."""
         return clock.now() - self._started
 
+    def go_on_with(self, known: KnownPlan, first_plan: Plan) -> None:
+        """Begin with what this very training had found when it was stopped, on top of the plan that it began with.
+
+        Its speedup is that of then: what a step by the first plan takes follows from it.
+        """
+        self.first_plan, self.speedup = first_plan, max(1.0, known.speedup)
+        self.build_seconds_before = known.build_seconds
+
     def set_first_step(self, step: Measured) -> None:
-        """What a step by the first plan takes, which is the plan still."""
-        self.step = self.first_step = step
+        """What a step by the plan that training begins with takes."""
+        self.step = step
+        self.first_step = replace(
+            step, step_seconds=step.step_seconds * self.speedup, data_seconds=step.data_seconds * self.speedup
+        )
 
     @property
     def known_step(self) -> Measured:
@@ -232,7 +247,8 @@ class Ledger:
         details: Mapping[str, Any] | None = None,
     ) -> None:
         """Write down what became of a candidate, and tell those who want to know; see `Trial` for the arguments."""
-        if verdict == "not tried" and self.step is not None and reason not in GAINS_NOTHING:
+        is_too_dear = verdict == "not tried" and reason not in GAINS_NOTHING
+        if is_too_dear and self.step is not None and not self._at_any_cost:
             self.untried_seconds = max(self.untried_seconds or 0.0, loop.remaining_steps * self.step.step_seconds)
         interval = duel.interval if duel is not None and math.isfinite(duel.interval.high) else None
         trial = Trial(

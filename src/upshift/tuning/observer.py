@@ -69,7 +69,7 @@ class StepObserver:
                 share * first.data_seconds + (1.0 - share) * more.data_seconds,
                 more.page_faults,  # the first steps have memory mapped that later ones use again
             )
-        self.first_split = self._split(first)
+        self.first_split = self._split(first, self.mix)
         return first
 
     def look_into_step(self, loop: Conducted, first: Measured) -> None:
@@ -80,7 +80,7 @@ class StepObserver:
             first: A step by the first plan.
         """
         self._measure_mix(loop, first.step_seconds)
-        self.first_split = self._split(first)
+        self.first_split = self._split(first, self.mix)
         if self.first_split.bound_by == "synchronization":
             self._ledger.notes.append(
                 "a step mostly waits for values that are read back: `upshift profile` names the lines"
@@ -96,12 +96,25 @@ class StepObserver:
         )
         now = self._ledger.known_step
         return Observed(
-            split=self._split(now),
+            split=self._split(now, self.mix),
             mix=self.mix,
             memory=memory,
             page_faults=now.page_faults,
             history=self._history,
         )
+
+    @property
+    def looks_into_plan(self) -> bool:
+        """Whether the operators that were counted are those of a step by the plan as it is now."""
+        return self.mix is not None and self._ledger.plan.compile == self._ledger.first_plan.compile
+
+    def split_by_plan(self) -> Breakdown | None:
+        """Where the time of a step goes by the plan as it is now; None before one was measured.
+
+        Compiling leaves other operators than those that were counted: what they wait for is then not told apart.
+        """
+        now = self._ledger.step
+        return None if now is None else self._split(now, self.mix if self.looks_into_plan else None)
 
     def _measure_mix(self, loop: Conducted, step_seconds: float) -> None:
         """Count the operators of a step, where there is time enough to compile it."""
@@ -135,7 +148,7 @@ class StepObserver:
         refusal = ledger.refusal(loop, cheapest, cheapest.build_seconds)
         return refusal or "there is no time to look into a step, which tells what it would gain"
 
-    def _split(self, now: Measured) -> Breakdown:
+    def _split(self, now: Measured, mix: OperatorMix | None) -> Breakdown:
         """Where the time of a step goes, by its times, its operators and what the machine can do."""
         job, plan, limits = self._job, self._ledger.plan, self._job.limits
         works_ahead = plan.num_workers > 0
@@ -150,9 +163,9 @@ class StepObserver:
                 at_best=job.stored_samples_per_second,
             ),
         }
-        if self.mix is not None:
-            facts["overhead_share"] = self.mix.overhead_share
-            facts["synchronization_share"] = self.mix.synchronization_share
+        if mix is not None:
+            facts["overhead_share"] = mix.overhead_share
+            facts["synchronization_share"] = mix.synchronization_share
         if self.cost is not None and limits is not None and plan.precision in limits.matmul_flops:
             facts["flops"], facts["bytes_moved"] = self.cost.flops, self.cost.bytes_min
             facts["peak_flops_per_second"] = limits.peak_flops(plan.precision)

@@ -46,6 +46,8 @@ class Tuner:
         on_adopted: Called with the plan whenever it changes.
         on_pause: Called when the loop is about to do something else than steps: to evaluate, or to save.
         known: What an earlier run found; as long as its steps are about as fast as then, nothing is raced.
+        first_plan: The plan that every gain is counted from, where `known` is what this very training had found when
+            it was stopped, and `plan` is that of it: it is gone on with. None where that is `plan`.
         handed_over: A plan that was measured elsewhere; it is raced before all else.
 
     Attributes:
@@ -66,9 +68,12 @@ class Tuner:
         on_pause: Callable[[], None] | None = None,
         known: KnownPlan | None = None,
         handed_over: Plan | None = None,
+        first_plan: Plan | None = None,
     ) -> None:
         config = config or TunerConfig()
         self.ledger = ledger = Ledger(plan, config=config, history=history, on_adopted=on_adopted)
+        if known is not None and first_plan is not None:
+            ledger.go_on_with(known, first_plan)
         self.live = live = LiveSteps(
             self._tell,
             ledger,

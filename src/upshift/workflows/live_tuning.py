@@ -49,7 +49,7 @@ class StartingPlan:
         plan: Its plan.
         tunes: Whether a faster one is looked for.
         handed_over: A plan that was measured on another machine, or with another model: it has to prove itself here.
-        known: What a run that is resumed had found when it was stopped while tuning.
+        known: What a run that is resumed had found when it was stopped while tuning: `plan` is its.
         note: What the user should know of that.
     """
 
@@ -135,6 +135,7 @@ class LiveTuning:
         find_limits, find_rates = (limits, data_rates) if config.stop_when_done else (known_limits, known_data_rates)
         self._limits = find_limits(prepared.device, cache=self._cache, environment=self._environment)
         self._data_rates = find_rates(cache=self._cache, environment=self._environment)
+        first_plan = replace(BASELINE, device=prepared.plan.device) if known is not None else None
         if known is None and use_cache and handed_over is None:
             known = from_document(self._cache.load_plan(self._environment, self._subject))
             self._of_before: tuple[Mapping[str, Any], ...] = ()
@@ -164,6 +165,7 @@ class LiveTuning:
             history=self._cache.trials(self._environment),
             on_adopted=self._keep,
             on_pause=self._keep_news,
+            first_plan=first_plan,
             known=known,
             handed_over=handed_over,
         )
@@ -211,11 +213,16 @@ class LiveTuning:
     def plan(self) -> Plan:
         """The best plan so far, with the evidence for it."""
         first = [self._changed.trial()] if self._changed is not None else []
+        before = self._of_before
+        if self.tuner.ledger.was_demoted:
+            before = tuple(
+                {**trial, "verdict": "demoted"} if trial.get("verdict") == "adopted" else trial for trial in before
+            )
         return replace(
             self.tuner.plan,
             subject=self._subject_of_plan,
             environment=self._description,
-            trials=(*self._of_before, *(trial.to_json() for trial in [*first, *self.tuner.ledger.trials])),
+            trials=(*before, *(trial.to_json() for trial in [*first, *self.tuner.ledger.trials])),
         )
 
     @property
@@ -253,6 +260,12 @@ class LiveTuning:
             return None
         return asdict(share_of_limit(cost, step.step_seconds, self._limits, precision))
 
+    def _last_split(self) -> dict[str, Any] | None:
+        """Where the time of a step goes by the final plan; None where that is the one that training began with."""
+        observer, ledger = self.tuner.observer, self.tuner.ledger
+        split = observer.split_by_plan() if ledger.plan != ledger.first_plan else None
+        return split.to_json() | {"looked_into": observer.looks_into_plan} if split is not None else None
+
     def to_json(self) -> dict[str, Any]:
         """The tuning part of a result; the trials are in its plan."""
         ledger, observer = self.tuner.ledger, self.tuner.observer
@@ -270,6 +283,7 @@ class LiveTuning:
             "data_seconds": first.data_seconds if first is not None else None,
             "limit": self._limit_share(),
             "split": split.to_json() | {"looked_into": observer.mix is not None} if split is not None else None,
+            "last_split": self._last_split(),
             "data_rates": to_json(self._data_rates) if self._data_rates is not None else None,
         }
 

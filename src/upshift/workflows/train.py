@@ -26,6 +26,7 @@ from upshift.training.progress import TrainingResult
 from upshift.training.rng import seed_everything
 from upshift.training.tensorboard import TensorBoardObserver
 from upshift.tuning.batch_size import ChangedAlgorithm, checked_allowed
+from upshift.tuning.fallback import fallback
 from upshift.tuning.plan import Plan
 from upshift.workflows.algorithm import keep, with_allowed
 from upshift.workflows.arguments import verb
@@ -125,7 +126,8 @@ def train(
         tuning = start_tuning(prepared, handed_over=start.handed_over, known=start.known, changed=changed)
         if start.note is not None:
             tuning.tuner.ledger.notes.append(start.note)
-    trainer = prepared.trainer(tuning.tuner if tuning else None)
+    given = fallback(prepared.plan, prepared.device) if tuning is None else None
+    trainer = prepared.trainer(tuning.tuner if tuning is not None else given)
     with open_run_folder(prepared.recipe.name, Path(out) if out else None, resume=resume) as folder:
         if resume:
             check_same_run(read_json(folder.recipe, kind="a run's recipe"), record)
@@ -144,13 +146,21 @@ def train(
         trained = trainer.train(folder, (*observers, tensorboard), resume=resume)
         settings = changed.settings if changed is not None else ()
         command = reproduction_command(record, [*overrides, *settings], plan, data_dir)
-        result = _record_result(trained, prepared, tuning, changed, folder, command)
+        if tuning is not None:
+            plan_made = tuning.finish(folder)
+        elif given is not None and given.was_dropped:
+            plan_made = given.plan
+            plan_made.save(folder.plan)
+        else:
+            plan_made = prepared.plan
+        result = _record_result(trained, prepared, plan_made, tuning, changed, folder, command)
     return TrainedRun(folder, result, model.to("cpu"))
 
 
 def _record_result(
     trained: TrainingResult,
     prepared: Prepared,
+    plan: Plan,
     tuning: LiveTuning | None,
     changed: ChangedAlgorithm | None,
     folder: RunFolder,
@@ -159,7 +169,6 @@ def _record_result(
     """Evaluate on the test split, save the weights, and write evaluation.json and result.json."""
     record, dataset, model, loaders = prepared.record, prepared.dataset, prepared.model, prepared.loaders
     recipe, progress, info = record.recipe, trained.progress, dataset.info
-    plan = tuning.finish(folder) if tuning is not None else prepared.plan
     start = clock.now()
     (logits, labels), _ = within_memory(
         lambda batches: collect_logits(model, batches),

@@ -30,9 +30,10 @@ def to_document(tuner: Tuner, plan: Plan) -> dict[str, Any] | None:
         "data_seconds": ledger.step.data_seconds,
         "speedup": ledger.speedup,
         "untried_seconds": ledger.untried_seconds,
-        "build_seconds": sum(trial.build_seconds or 0.0 for trial in made if trial.verdict == "adopted"),
-        # A plan that failed may have failed by chance: it is found anew.
-        "complete": tuner.is_complete and not ledger.was_demoted,
+        "build_seconds": (ledger.build_seconds_before if ledger.plan != ledger.first_plan else 0.0)
+        + sum(trial.build_seconds or 0.0 for trial in made if trial.verdict == "adopted"),
+        # A plan that failed may have failed by chance: it is found anew. What a budget left untried is for later runs.
+        "complete": tuner.is_complete and not ledger.was_demoted and not ledger.ran_out,
         "decided": [*tuner.decided_before, *(trial.to_json() for trial in made if trial.is_decided)],
     }
 
