@@ -10,7 +10,7 @@ from upshift.training.ema import ExponentialMovingAverage
 from upshift.tuning.emit.carry import Carried
 from upshift.tuning.emit.job import Job
 from upshift.tuning.emit.model import missing_of_blocks, replaces_blocks, settings
-from upshift.tuning.emit.optimizer import has_schedule
+from upshift.tuning.emit.optimizer import has_schedule, thaws_momentum
 from upshift.tuning.emit.source import indented, lines, literal, when
 from upshift.tuning.emit.step_graph import compiles_step
 
@@ -42,6 +42,10 @@ def missing_of_a_loop(job: Job) -> list[str]:
         "skipping a step whose loss is not finite: it ends there",
         "smaller micro-batches when memory does not suffice: it fails",
         *when(job.data_path == "mmap", "reading ahead: the arrays are read in step with training"),
+        *when(
+            job.fused and thaws_momentum(job),
+            "the fused optimizer: torch's takes no parameters that are trained later than others",
+        ),
         *missing_of_blocks(job),
     ]
 

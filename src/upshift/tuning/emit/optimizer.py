@@ -22,7 +22,7 @@ def make_optimizer(job: Job) -> str:
         return make_muon(job)
     groups = splits_decay(config)
     # Not False: torch takes its kernels for many tensors at once only where it is not told.
-    fused = {"fused": True} if config.name in BUILTIN and job.fused else {}
+    fused = {"fused": True} if config.name in BUILTIN and job.fused and not thaws_momentum(job) else {}
     parameters = "groups" if groups else "parameters"
     decay: dict[str, Any] = {} if groups else {"weight_decay": config.weight_decay}
     values = {"lr": None, **_hyperparameters(config), **decay, **fused, **config.options}
@@ -36,6 +36,12 @@ def make_optimizer(job: Job) -> str:
         when(groups, *decay_groups(config, "parameters")),
         f"    return {call(function, arguments, indent=4, used=11)}",
     )
+
+
+def thaws_momentum(job: Job) -> bool:
+    """Whether parameters without a momentum join others of SGD's, which torch's fused kernels do not take (2.13)."""
+    config = job.config.optimizer
+    return config.name == "sgd" and bool(config.momentum) and any(stage.freeze for stage in job.config.stages)
 
 
 def _named(values: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -48,9 +48,7 @@ def step_graph_section(job: Job) -> Sequence[str]:
             "    @torch.no_grad()  # the function differentiates by itself",
             f"    def __call__(self, inputs: torch.Tensor, labels: torch.Tensor{share}) -> torch.Tensor:",
             when(not job.accumulates, '        """The loss of a batch; its gradients are put into the parameters."""'),
-            when(
-                job.accumulates, '        """The loss of a part of a batch, times its share; adds its gradients."""'
-            ),
+            when(job.accumulates, '        """The loss of a part of a batch, times its share; adds its gradients."""'),
             "        gradients, loss = self.compiled(self.trained, self.buffers, inputs, labels)",
             "        for name, parameter in self.trained.items():",
             f"            gradient = gradients[name]{' * share' if job.accumulates else ''}",
