@@ -17,6 +17,7 @@ TITLES = {
     "time-to-accuracy": "Time to the baseline's accuracy",
     "overhead": "Overhead over a bare loop",
     "startup": "Start-up",
+    "plan-fields": "Single fields of a plan",
     "tuning": "Tuning while training",
     "inference": "Inference",
 }
