@@ -10,6 +10,7 @@ import torch
 from loops.job import SEED, FirstBatches, Job, Turn
 from upshift.core.records import RunFolder, read_jsonl
 from upshift.training.loss import CrossEntropy
+from upshift.training.progress import Progress
 from upshift.training.tensorboard import TensorBoardObserver
 from upshift.training.trainer import Trainer
 from upshift.tuning.plan import Plan
@@ -24,9 +25,12 @@ class UpshiftTrainer:
         self._loaders = make_loaders(job.dataset, job.recipe, plan, job.device, SEED)
         self._model = job.model(plan)
         self._num_steps = job.num_steps
+        self._trainer: Trainer | None = None
 
     def __call__(self, num_steps: int | None = None) -> Turn:
-        self._num_steps = num_steps or self._job.num_steps
+        num_steps = num_steps or self._job.num_steps
+        if num_steps != self._num_steps:
+            self._num_steps, self._trainer = num_steps, None
         threads = torch.get_num_threads()
         torch.set_num_threads(self._plan.num_threads or threads)
         try:
@@ -35,13 +39,26 @@ class UpshiftTrainer:
             torch.set_num_threads(threads)  # the other contenders have the default
 
     def _turn(self) -> Turn:
+        if self._trainer is None:
+            self._trainer = self.make()
+        else:
+            self._begin_again(self._trainer)
         with tempfile.TemporaryDirectory() as folder:
             run = RunFolder(Path(folder))
-            seconds = self.make().train(run, (TensorBoardObserver(run.tensorboard),)).progress.train_seconds
+            seconds = self._trainer.train(run, (TensorBoardObserver(run.tensorboard),)).progress.train_seconds
             records = list(read_jsonl(run.metrics))
         steps = [0, *(record["step"] for record in records)]
         weighted = (record["loss"] * (record["step"] - before) for record, before in zip(records, steps, strict=False))
         return Turn(seconds, sum(weighted) / self._num_steps)
+
+    def _begin_again(self, trainer: Trainer) -> None:
+        """Start a trainer anew: one that is made anew would compile anew, which no training does in its middle."""
+        self._job.reset(self._model)
+        vars(trainer.progress).update(vars(Progress()))
+        for optimizer in trainer._optimizer.optimizers:
+            optimizer.state.clear()
+        trainer._best, trainer._last_checkpoint_step = {}, 0
+        trainer.step.execute(self._plan)
 
     def make(self) -> Trainer:
         """A trainer of one turn. It monitors on one batch, which is not in the time."""
