@@ -18,6 +18,7 @@ from upshift.training.loss import CrossEntropy
 from upshift.training.optimizer_check import check_optimizer
 from upshift.training.optimizers import build_optimizer
 from upshift.training.rng import seed_everything
+from upshift.training.step import TrainingStep
 from upshift.training.trainer import Trainer
 from upshift.tuning.plan import Plan
 
@@ -210,3 +211,35 @@ def test_fused_sgd_takes_up_parameters_that_are_thawed(options: dict[str, object
     assert any(group["fused"] for group in build_optimizer(network(), config, fused=True).optimizers[0].param_groups)
     for name, value in weights[0].items():
         torch.testing.assert_close(value, weights[1][name], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_steps_of_every_precision_take_up_parameters_that_are_thawed(precision: str) -> None:
+    model = network()
+    config = TrainingConfig(batch_size=8, optimizer=OptimizerConfig(name="sgd", lr=0.1, momentum=0.9))
+    optimizer = build_optimizer(model, config.optimizer, fused=True)
+    step = TrainingStep(model, CrossEntropy(), optimizer, config, Plan(precision=precision), torch.device("cpu"))  # type: ignore[arg-type]
+    model[0].requires_grad_(False)  # type: ignore[index]
+    step(torch.randn(8, 1, 8, 8), torch.randint(0, 10, (8,)))
+    model[0].requires_grad_(True)  # type: ignore[index]
+    before = model[0].weight.detach().clone()  # type: ignore[index, union-attr, operator]
+    for _ in range(12):  # a scale of the loss that is too large takes steps to come down
+        step(torch.randn(8, 1, 8, 8), torch.randint(0, 10, (8,)))
+    assert step.num_skipped == 0
+    assert not torch.equal(before, model[0].weight)  # type: ignore[index, union-attr, arg-type]
+
+
+def test_a_thawed_parameter_whose_first_gradient_is_not_finite_is_trained_by_later_ones() -> None:
+    model = network()
+    config = OptimizerConfig(name="sgd", lr=0.1, momentum=0.9, options={"dampening": 0.2})
+    optimizer = build_optimizer(model, config, fused=True)
+    for number, found_inf in enumerate([0.0, 1.0, 0.0]):
+        model[0].requires_grad_(number > 0)  # type: ignore[index]
+        optimizer.zero_grad()
+        model(torch.randn(8, 1, 8, 8)).square().mean().backward()
+        if found_inf:
+            model[0].weight.grad.fill_(float("inf"))  # type: ignore[index, union-attr, operator]
+        optimizer.optimizers[0].found_inf = torch.tensor(found_inf)  # type: ignore[attr-defined]
+        optimizer.step()
+    tensors, _ = optimizer.state()
+    assert all(torch.isfinite(tensor).all() for tensor in [*tensors.values(), *model.parameters()])

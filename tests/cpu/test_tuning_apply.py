@@ -207,6 +207,21 @@ def test_fused_kernels_are_switched_on_and_off(fused: bool) -> None:
     assert [group["fused"] for group in optimizer.param_groups] == [True if fused else None]
 
 
+def test_a_loop_whose_optimizer_became_fused_may_thaw_parameters() -> None:
+    weights = []
+    for fused in (True, False):
+        model, optimizer, loader = make()
+        for _ in range(2):  # a second plan makes no difference
+            Plan(fused_optimizer=fused).apply(model, optimizer)
+        for is_trained in (False, True):
+            model.stem.requires_grad_(is_trained)
+            losses(model, optimizer, loader, epochs=1)
+        weights.append(model.state_dict())
+        assert len(optimizer._optimizer_step_pre_hooks) == int(fused)
+    for name, value in weights[0].items():
+        torch.testing.assert_close(value, weights[1][name], rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("fused", [None, False, True])
 def test_a_plan_that_says_nothing_of_fused_kernels_leaves_the_optimizer_as_it_is(fused: bool | None) -> None:
     model, _, _ = make()

@@ -220,28 +220,36 @@ def _concerns_memory(error: Exception) -> bool:
 
 
 @torch.no_grad()
-def _begin_momentum(optimizer: torch.optim.Optimizer) -> None:
+def begin_momentum(optimizer: torch.optim.Optimizer) -> None:
     """Give parameters that a stage of training has thawed a momentum, where others of their group have one already.
 
     torch's fused SGD takes the momentum of all parameters of a group or of none (torch 2.13). What they get makes their
     first momentum the gradient, as torch has it.
+
+    Args:
+        optimizer: Just before its step; any but torch's SGD is left alone.
     """
+    if type(optimizer) is not torch.optim.SGD or not optimizer.state:
+        return
     for group in optimizer.param_groups:
         if not (group["fused"] and group["momentum"]):
             continue
         trained = [parameter for parameter in group["params"] if parameter.grad is not None]
         new = [p for p in trained if optimizer.state.get(p, {}).get("momentum_buffer") is None]
         for parameter in new if len(new) < len(trained) else ():
-            gradient = (-parameter.grad if group["maximize"] else parameter.grad) + group["weight_decay"] * parameter
-            momentum = torch.empty_like(parameter).copy_(gradient * (group["dampening"] / group["momentum"]))
+            momentum = torch.zeros_like(parameter)
+            if group["dampening"]:
+                gradient = -parameter.grad if group["maximize"] else parameter.grad
+                gradient = (gradient + group["weight_decay"] * parameter) * (group["dampening"] / group["momentum"])
+                # The kernel itself skips a step whose gradient is not finite, and nothing of it may stay.
+                momentum.copy_(torch.nan_to_num(gradient, 0.0, 0.0, 0.0))
             optimizer.state[parameter]["momentum_buffer"] = momentum
 
 
 def _step(optimizer: torch.optim.Optimizer) -> None:
     """Make its step; past torch's wrapper for profilers and hooks, which takes 2 % of a small model's step."""
     kind = type(optimizer)
-    if kind is torch.optim.SGD and optimizer.state:
-        _begin_momentum(optimizer)
+    begin_momentum(optimizer)
     is_watched = (
         "step" in optimizer.__dict__
         or optimizer._optimizer_step_pre_hooks

@@ -16,7 +16,7 @@ from upshift.training.config import TrainingConfig
 from upshift.training.execution import Execution, Executor
 from upshift.training.gradients import GradientCheck
 from upshift.training.metrics import check_logits
-from upshift.training.optimizers import OptimizerSet
+from upshift.training.optimizers import OptimizerSet, begin_momentum
 from upshift.training.rng import restore_rng_state, rng_state
 
 Loss = Callable[[Any, Any], torch.Tensor]
@@ -83,6 +83,11 @@ class TrainingStep:
     def scaler(self) -> torch.amp.GradScaler | None:
         """The scaler of the loss, in fp16."""
         return self._executor.scaler
+
+    @property
+    def is_underway(self) -> bool:
+        """Whether a step was begun and not made: it raised, and nothing has mended that yet."""
+        return self._is_underway
 
     def _can_skip_on_device(self) -> bool:
         # On an accelerator the fused optimizers skip a step themselves, told by a flag that stays on the device.
@@ -241,6 +246,7 @@ class TrainingStep:
         if self._clip_grad_norm is not None:
             nn.utils.clip_grad_norm_(self._parameters, self._clip_grad_norm)
         for optimizer in self._optimizer.optimizers:
+            begin_momentum(optimizer)
             scaler.step(optimizer)
         before = scaler.get_scale()
         scaler.update()

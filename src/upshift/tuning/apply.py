@@ -10,7 +10,7 @@ from torch import nn
 
 from upshift.errors import ConfigError, PlanError, shown
 from upshift.training.execution import lay_out
-from upshift.training.optimizers import OptimizerSet
+from upshift.training.optimizers import OptimizerSet, begin_momentum
 from upshift.tuning.loader_workers import takes_workers, with_workers
 from upshift.tuning.planned_calls import call_as_planned
 from upshift.tuning.process_settings import set_process
@@ -48,6 +48,14 @@ def step_as_planned(optimizer: torch.optim.Optimizer, plan: Plan) -> None:
     optimizers = OptimizerSet([optimizer], {})
     optimizers.follow_layout()
     optimizers.set_fused(plan.fused_optimizer)
+    is_fused_sgd = type(optimizer) is torch.optim.SGD and plan.fused_optimizer
+    if is_fused_sgd and _begin_momentum_first not in optimizer._optimizer_step_pre_hooks.values():
+        optimizer.register_step_pre_hook(_begin_momentum_first)
+
+
+def _begin_momentum_first(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    """The user's loop may thaw parameters, which torch's fused SGD would not take."""
+    begin_momentum(optimizer)
 
 
 def refuse_what_needs_the_loop(plan: Plan) -> None:
