@@ -67,6 +67,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "an empty micro-batch": ({"micro_batch_size": 0}, "plan.micro_batch_size must be at least 1"),
     "workers that nothing uses": ({"num_workers": 2, "data_path": "resident"}, 'needs data_path "worker"'),
     "a mode that nothing uses": ({"compile_mode": "default"}, 'needs compile "whole"'),
+    "a step of CUDA graphs": ({"compile": "step", "compile_mode": "reduce-overhead"}, "without CUDA graphs"),
     "tf32 on a CPU": ({"device": "cpu", "precision": "tf32"}, "needs a CUDA device"),
 }
 

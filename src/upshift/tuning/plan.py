@@ -15,6 +15,7 @@ from torch import nn
 from upshift.core.files import read_json, write_json
 from upshift.core.typed_fields import check_fields, dataclass_from_json, to_json
 from upshift.errors import ArtifactError, BadInputError, PlanError, shown
+from upshift.training.execution import CUDA_GRAPH_MODES
 
 VERSION = 1
 MAX_THREADS_PER_CORE = 4
@@ -98,6 +99,12 @@ class Plan:
                 'plan.compile "step" needs activations that are kept, and a loss that is not scaled',
                 received="activation_checkpointing=true" if self.activation_checkpointing else 'precision="fp16"',
                 hint='set compile to "whole", or leave that out',
+            )
+        if self.compile == "step" and self.compile_mode in CUDA_GRAPH_MODES:
+            raise PlanError(
+                'plan.compile "step" needs a compile_mode without CUDA graphs: each would overwrite the last gradients',
+                received=self.compile_mode,
+                hint='leave compile_mode out, use "max-autotune-no-cudagraphs", or set compile to "whole"',
             )
         if self.precision == "tf32" and self.device in ("cpu", "mps"):
             raise PlanError('plan.precision "tf32" needs a CUDA device', received=self.device, hint='use "fp32"')
