@@ -1,4 +1,4 @@
-"""What all tests share: a cache of their own, the command line called in this process, and a simulated clock."""
+"""What all tests share: a cache of their own, the command line in this process, one thread, and a simulated clock."""
 
 from __future__ import annotations
 
@@ -20,6 +20,17 @@ def cache_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pat
         patch.setenv("UPSHIFT_CACHE_DIR", str(folder))
         patch.delenv("UPSHIFT_DATA_DIR", raising=False)
         yield folder
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Whatever number of cores the machine has, and later tests have what they had before."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

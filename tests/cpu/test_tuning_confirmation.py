@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,16 +14,7 @@ from upshift.tuning.ledger import Ledger
 from upshift.tuning.plan import BASELINE
 from upshift.tuning.tuner import Tuner
 
-pytestmark = pytest.mark.usefixtures("simulated_clock")
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Whatever number of cores the machine has."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("simulated_clock", "one_thread")
 
 
 def found_by(tuner: Tuner | None) -> Ledger:

@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 import upshift
 from emitted import assert_clean, assert_same_weights, images, residual_recipe, run_emitted
 from upshift.core.records import RunFolder, read_jsonl
 from upshift.workflows.emit import EmitResult
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 CNN = "model_args.widths=[4,8]"
 
@@ -48,7 +49,6 @@ def compared(
 
     The weights are compared here.
     """
-    torch.set_num_threads(1)
     overrides = [*overrides, "log_every=1"]
     emitted = upshift.emit(plan, recipe, "script", out=tmp_path / "train_it.py", overrides=overrides, seed=3)
     assert_clean(tmp_path / "train_it.py")

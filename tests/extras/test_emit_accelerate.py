@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 import upshift
 from emitted import assert_clean, assert_same_weights, images, residual_recipe, run_emitted
@@ -14,7 +13,7 @@ from upshift.core.records import RunFolder, read_jsonl
 
 pytest.importorskip("accelerate")
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 PLANS = {
     "accumulated": (
@@ -32,7 +31,6 @@ def compared(
     tmp_path: Path, recipe: str | Path, plan: upshift.Plan, overrides: list[str], *, rtol: float, atol: float
 ) -> None:
     """Losses step by step, and the weights."""
-    torch.set_num_threads(1)
     upshift.emit(plan, recipe, "accelerate", out=tmp_path / "train_it.py", overrides=overrides, seed=3)
     assert_clean(tmp_path / "train_it.py")
     printed = run_emitted(tmp_path / "train_it.py")

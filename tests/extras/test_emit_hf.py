@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 import upshift
 from emitted import assert_clean, assert_same_weights, images, residual_recipe, run_emitted
@@ -15,7 +14,7 @@ from upshift.core.records import RunFolder, read_jsonl
 pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 # Imports the file, as a user does, and notes the loss of each batch and what is evaluated.
 DRIVER = """
@@ -57,7 +56,6 @@ def overrides_of(tmp_path: Path, *, num_train: int) -> list[str]:
 
 @pytest.mark.parametrize("name", ["accumulated", "bf16"])
 def test_file_as_a_script_reaches_the_weights_of_the_trainer(name: str, tmp_path: Path) -> None:
-    torch.set_num_threads(1)
     plan, changes = PLANS[name]
     overrides = [*overrides_of(tmp_path, num_train=160), *changes]
     upshift.emit(plan, "cifar10-simplecnn", "hf", out=tmp_path / "train_it.py", overrides=overrides, seed=3)
@@ -74,7 +72,6 @@ def compared(
     tmp_path: Path, recipe: str | Path, plan: upshift.Plan, overrides: list[str], *, rtol: float, seed: int = 3
 ) -> None:
     """Losses, learning rates and evaluations, step by step."""
-    torch.set_num_threads(1)
     upshift.emit(plan, recipe, "hf", out=tmp_path / "train_it.py", overrides=overrides, seed=seed)
     assert_clean(tmp_path / "train_it.py")
     printed = run_emitted(tmp_path / "train_it.py", code=DRIVER)

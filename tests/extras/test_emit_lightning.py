@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 import upshift
 from emitted import assert_clean, assert_same_weights, images, residual_recipe, run_emitted
@@ -14,7 +13,7 @@ from upshift.core.records import RunFolder, read_jsonl
 
 pytest.importorskip("lightning")
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 # Imports the file, as a user does, and notes the loss of each batch and what is monitored.
 DRIVER = """
@@ -61,7 +60,6 @@ def overrides_of(tmp_path: Path, *, num_train: int = 160, num_validation: int = 
 def test_file_as_a_script_reaches_the_weights_of_the_trainer(
     plan: upshift.Plan, changes: list[str], tmp_path: Path
 ) -> None:
-    torch.set_num_threads(1)
     overrides = [*overrides_of(tmp_path), *changes]
     upshift.emit(plan, "cifar10-simplecnn", "lightning", out=tmp_path / "train_it.py", overrides=overrides, seed=3)
     assert_clean(tmp_path / "train_it.py")
@@ -74,7 +72,6 @@ def compared(
     tmp_path: Path, recipe: str | Path, plan: upshift.Plan, overrides: list[str], *, rtol: float = 1e-6
 ) -> int:
     """Losses, learning rates and what is monitored, step by step; gives the number of steps."""
-    torch.set_num_threads(1)
     upshift.emit(plan, recipe, "lightning", out=tmp_path / "train_it.py", overrides=overrides, seed=3)
     assert_clean(tmp_path / "train_it.py")
     printed = run_emitted(tmp_path / "train_it.py", code=DRIVER)
