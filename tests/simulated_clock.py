@@ -2,6 +2,7 @@
 
 Models and loaders call `spend` where real ones would compute or wait. Where the clock is installed, that is all the
 time that training and tuning see, each time a little more or less, as on real machines; elsewhere nobody reads it.
+No page faults are seen either: real ones beside such steps would make candidates of what a machine happens to do.
 """
 
 from __future__ import annotations
@@ -52,7 +53,10 @@ def spend(seconds: float) -> None:
 
 def install() -> None:
     """Have all of this process read the simulated clock from now on."""
+    from upshift.tuning import live
+
     clock.now = CLOCK.now
+    live.num_page_faults = lambda: 0
 
 
 @contextmanager
@@ -61,4 +65,5 @@ def simulated_clock() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(f"{__name__}.CLOCK", SimulatedClock())
         patch.setattr(clock, "now", CLOCK.now)
+        patch.setattr("upshift.tuning.live.num_page_faults", lambda: 0)
         yield

@@ -23,6 +23,13 @@ BUDGET_SECONDS = 0.05
 pytestmark = pytest.mark.usefixtures("simulated_clock")
 
 
+@pytest.fixture(autouse=True)
+def a_machine_without_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Precisions are candidates where this machine is fast in them: here none is."""
+    monkeypatch.setattr("upshift.workflows.tune.limits", lambda device: None)
+    monkeypatch.setattr("upshift.workflows.tune.fast_dtypes", lambda machine: ())
+
+
 def tune(
     model: nn.Module,
     loss: Any = functional.cross_entropy,
