@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import torch
 
+from upshift.errors import NonFiniteLossError
 from upshift.training.conductor import Conducted
 from upshift.training.step import is_out_of_memory
 from upshift.tuning.config import TunerConfig
@@ -26,7 +27,8 @@ class Fallback(LiveSteps):
     """
 
     def __init__(self, plan: Plan, device: torch.device) -> None:
-        self._books = Ledger(plan, config=TunerConfig())
+        dropped = "the given plan was dropped for the plain one"
+        self._books = Ledger(plan, config=TunerConfig(), dropped=dropped)
         self._books.first_plan = plain_of(plan)
         super().__init__(_nothing, self._books, loader_for=None, device=device)
 
@@ -41,8 +43,13 @@ class Fallback(LiveSteps):
         return self._books.was_demoted
 
     def on_error(self, loop: Conducted, error: Exception) -> bool:
-        """Go back to the plain plan; a batch that does not fit in memory is split, as by that one."""
-        return not is_out_of_memory(error) and super().on_error(loop, error)
+        """Go back to the plain plan; a batch that does not fit in memory is split, as by that one.
+
+        What raises between steps is the loader, which stays whatever the plan.
+        """
+        if is_out_of_memory(error) or not (loop.step.is_underway or isinstance(error, NonFiniteLossError)):
+            return False
+        return super().on_error(loop, error)
 
 
 def fallback(plan: Plan, device: torch.device) -> Fallback | None:

@@ -28,6 +28,7 @@ class Ledger:
         config: How the tuner goes about it.
         history: Earlier trials on this machine, for what things cost.
         on_adopted: Called with the plan whenever it changes.
+        dropped: What to say where the plan fails and is dropped.
 
     Attributes:
         plan: What training goes on with: the best so far.
@@ -56,6 +57,7 @@ class Ledger:
         config: TunerConfig,
         history: Sequence[Mapping[str, Any]] = (),
         on_adopted: Callable[[Plan], None] | None = None,
+        dropped: str = "the tuned plan was dropped for the first one",
     ) -> None:
         self.plan = self.first_plan = plan
         self.step: Measured | None = None
@@ -72,7 +74,7 @@ class Ledger:
         self.build_seconds_before = 0.0
         self.confirmation: Confirmation | None = None
         self._at_any_cost = config.stop_when_done
-        self._history, self._on_adopted = history, on_adopted
+        self._history, self._on_adopted, self._dropped = history, on_adopted, dropped
         self._started = self._spending_since = clock.now()
 
     # What a step takes
@@ -193,7 +195,7 @@ class Ledger:
     def demote(self, loop: Conducted, reason: str, taken_seconds: float) -> None:
         """Drop what was adopted, as it fails, all of it: which change it was that failed, nobody knows."""
         self.was_demoted = True
-        loop.note(f"the tuned plan was dropped for the first one: {reason}")
+        loop.note(f"{self._dropped}: {reason}")
         self.drop_plan(reason, taken_seconds)
 
     def drop_plan(self, reason: str, taken_seconds: float) -> None:
