@@ -85,6 +85,7 @@ def test_a_plan_that_is_gone_on_with_keeps_its_speedup_and_can_still_fail(fails:
     if fails:
         assert found.plan == BASELINE and any("the tuned plan was dropped" in note for note in found.notes)
         assert (document["speedup"], document["build_seconds"], document["complete"]) == (1.0, 0.0, False)
+        assert document["decided"] == [], "what was refused on top of the plan was not refused on top of the first one"
     else:
         assert found.plan == CHANNELS_LAST and document["speedup"] > 1.5 and document["build_seconds"] == 7.0
 

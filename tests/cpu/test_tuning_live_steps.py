@@ -8,6 +8,7 @@ import pytest
 import torch
 from live_trainings import CPU, STEP_SECONDS, Net, assert_same_losses, plainly, train
 
+from simulated_clock import spend
 from upshift.training.conductor import Conducted
 from upshift.tuning.config import TunerConfig
 from upshift.tuning.ledger import Ledger
@@ -37,14 +38,42 @@ def test_a_story_gets_the_times_of_the_blocks_it_asks_for(tmp_path: Path) -> Non
             steps_made.append(loop.steps_made)
 
     steps_made: list[int] = []
-    model, completed = Net(slow="channels_last", seconds=0.01), list[bool]()
-    live = LiveSteps(story, a_ledger(), loader_for=None, device=CPU, on_complete=lambda: completed.append(True))
+    model = Net(slow="channels_last", seconds=0.01)
+    live = LiveSteps(story, a_ledger(), loader_for=None, device=CPU)
     train(tmp_path, model, live, epochs=1)
     plain, other = (of_block.step_seconds for of_block in times)
     assert plain == pytest.approx(STEP_SECONDS, rel=0.2) and other == pytest.approx(STEP_SECONDS + 0.01, rel=0.2)
     assert steps_made == [7, 14] and len(model.batches) == 7
-    assert live.is_complete and completed == [True]
+    assert live.is_complete
     assert model.conv.weight.is_contiguous(), "the rest is made by the ledger's plan"
+
+
+@pytest.mark.parametrize("compiles", [True, False])
+def test_a_long_step_that_compiled_did_not_stand_still(
+    compiles: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch._dynamo.utils import counters
+
+    monkeypatch.setitem(counters, "stats", counters["stats"].copy())
+    ledger = a_ledger()
+
+    def story(loop: Conducted) -> Story:
+        ledger.set_first_step((yield Block(BASELINE, num_steps=2, settle=0)))
+
+    class Long(Net):
+        num_steps = 0
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            self.num_steps += self.training
+            if self.num_steps == 10:
+                counters["stats"]["unique_graphs"] += compiles
+                spend(30.0)
+            return super().forward(images)
+
+    live = LiveSteps(story, ledger, loader_for=None, device=CPU)
+    train(tmp_path, Long(), live, epochs=1)
+    assert any("stood still" in note for note in ledger.notes) is not compiles
+    assert (live.take_seconds() > 10.0) is compiles
 
 
 def test_a_story_hears_that_a_step_it_asked_for_failed_and_the_step_is_made_again(tmp_path: Path) -> None:

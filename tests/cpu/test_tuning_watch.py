@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from live_trainings import CLASSES, Batches, Net, Taking, is_channels_last, tuned
+from live_trainings import ANY_PRICE, CLASSES, Batches, Net, Taking, is_channels_last, job, train, tuned
 from torch import nn
 
 from simulated_clock import spend
 from upshift.tuning.config import KnownPlan
 from upshift.tuning.plan import BASELINE, Plan
+from upshift.tuning.tuner import Tuner
 
 pytestmark = pytest.mark.usefixtures("simulated_clock")
 
@@ -47,6 +49,33 @@ def test_the_first_plan_takes_its_place_at_the_second_alarm_though_it_lost_after
     first, second = (note for note in found.ledger.notes if SLOWER in note)
     assert "the first plan is no faster" in first and "took its place" in second
     assert found.plan == BASELINE
+
+
+def test_a_first_plan_that_was_refused_when_the_run_was_stopped_can_still_take_its_place(tmp_path: Path) -> None:
+    decided = (
+        {"name": "channels_last", "changes": {"memory_format": "channels_last"}, "verdict": "adopted"},
+        {"name": "the first plan again", "changes": {"memory_format": "contiguous"}, "verdict": "refused"},
+    )
+    stopped = replace(known(CHANNELS_LAST), is_complete=False, decided=decided)
+    found = tuned(tmp_path, Slowing(), arguments={"known": stopped}, epochs=50)
+    assert any(SLOWER in note and "took its place" in note for note in found.ledger.notes)
+    assert found.plan == BASELINE
+
+
+def test_tuning_stays_complete_while_the_first_plan_is_raced_once_more(tmp_path: Path) -> None:
+    seen: list[bool] = []
+
+    class Asking(Slowing):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            if self.num_steps > 150:
+                seen.append(tuner.is_complete)
+            return super().forward(images)
+
+    model = Asking()
+    tuner = Tuner(BASELINE, job=job(model), config=ANY_PRICE, known=known(CHANNELS_LAST))
+    train(tmp_path, model, tuner, epochs=50)
+    assert any(SLOWER in note for note in tuner.ledger.notes)
+    assert seen and all(seen)
 
 
 class Clogging(Batches):

@@ -55,7 +55,8 @@ class Challenges:
             whole_plans: Plans from elsewhere, which are raced before all else.
             refused_before: What an earlier run found to be no faster, and is not tried again.
         """
-        self._refused += refused_before
+        # The first plan may be the faster one later on, when steps have become slow.
+        self._refused += [plan for plan in refused_before if plan != self._ledger.first_plan]
         plans = list(whole_plans) if any(candidate.changes for candidate in whole_plans) else []
         config = RaceConfig(budget_seconds=self._config.budget_seconds, seed=self._config.seed)
         contest = Race("the plan", config=config, clock=clock.now)
@@ -75,7 +76,7 @@ class Challenges:
             contest.enter(contender)
             if contest.next() is None:
                 reason = contest.outcomes[-1].reason
-                self._ledger.ran_out |= self._config.budget_seconds is not None
+                self._ledger.ran_out |= contest.seconds_left() <= contender.expected_cost_seconds
                 self._ledger.record(loop, candidate, "not tried", reason, contender.expected_cost_seconds)
             else:
                 yield from self._challenge(loop, candidate, contest)
@@ -151,7 +152,7 @@ class Challenges:
             step, speedup = duels.gained(plan, challenger, duel.interval.estimate)
             ledger.adopt(plan, step, speedup, live.take_seconds())
         else:
-            if plan != ledger.first_plan:  # which may be the faster one later on, when steps have become slow
+            if plan != ledger.first_plan:  # see `race`
                 self._refused.append(plan)
             ledger.book_lost(live.take_seconds())
         was_faithful = fidelity is not None and fidelity.reason is None

@@ -15,7 +15,7 @@ from upshift.tuning.candidates import Candidate
 from upshift.tuning.compiler import CompilerCounts
 from upshift.tuning.fidelity import Fidelity, HonestDeviation, Reference
 from upshift.tuning.ledger import Ledger
-from upshift.tuning.live import LOADER_FIELDS, Block, CandidateRefused, LiveSteps, Story
+from upshift.tuning.live import Block, CandidateRefused, LiveSteps, Story, differs_in_data
 from upshift.tuning.plan import BASELINE, Plan
 from upshift.tuning.stopwatch import Measured
 
@@ -139,7 +139,7 @@ class Duels:
 
     def is_of_data(self, plan: Plan) -> bool:
         """Whether a plan takes its batches from elsewhere than the plan so far."""
-        return any(getattr(plan, name) != getattr(self._ledger.plan, name) for name in LOADER_FIELDS)
+        return differs_in_data(plan, self._ledger.plan)
 
     def counts_waits(self, plan: Plan) -> bool:
         """Whether whole steps are compared: of loading that differs, and where the device works on during the wait."""

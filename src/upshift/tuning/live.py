@@ -16,6 +16,7 @@ from upshift.errors import NonFiniteLossError, UpshiftError
 from upshift.training.batches import Tree
 from upshift.training.conductor import Conducted
 from upshift.training.rng import HOST_GENERATORS, restore_rng_state, rng_state
+from upshift.tuning.compiler import CompilerCounts
 from upshift.tuning.ledger import Ledger
 from upshift.tuning.plan import Plan
 from upshift.tuning.stopwatch import Measured, Stopwatch
@@ -84,7 +85,6 @@ class LiveSteps:
         loader_for: Makes the loader of a plan; None where batches come from elsewhere.
         device: Where the steps are made.
         stop_when_done: End the training with `TuningDone` at the end of the story.
-        on_complete: Called when the story has come to its end.
 
     Attributes:
         batch: The inputs and labels of the step that comes next.
@@ -106,14 +106,13 @@ class LiveSteps:
         loader_for: Callable[[Plan], Any] | None,
         device: torch.device,
         stop_when_done: bool = False,
-        on_complete: Callable[[], None] | None = None,
     ) -> None:
         self.live_step_seconds = 0.0
         self.is_asynchronous = device.type != "cpu"
         self.is_complete = False
         self.draws_on_host: bool | None = None
         self._ledger = ledger
-        self._stop_when_done, self._on_complete = stop_when_done, on_complete
+        self._stop_when_done = stop_when_done
         # The story
         self._teller = story
         self._story: Story | None = None
@@ -130,6 +129,8 @@ class LiveSteps:
         self._wait: Callable[[], object] = lambda: None
         self._last_call: float | None = None
         self._stood_still = 0.0
+        self._compiler = CompilerCounts()
+        self._compiled = self._compiler.read()
 
     # Conducting
 
@@ -147,6 +148,7 @@ class LiveSteps:
                 self._advance(loop)
             finally:
                 self._ledger.book_spent()
+                self._compiled = self._compiler.read()
         self._keep_random(loop)
         self._steps.begin()
         if self._timing is not None and self._timing.num_made >= self._timing.block.settle:
@@ -200,6 +202,9 @@ class LiveSteps:
         if self.is_asynchronous or self._is_on_trial or step is None:
             return 1.0  # a step on trial may take long as it compiles
         if seconds <= max(LEAST_PAUSE_SECONDS, PAUSE_FACTOR * step.seconds):
+            return 1.0
+        before, self._compiled = self._compiled, self._compiler.read()
+        if self._compiled.since(before).num_graphs > 0:  # of a plan that is compiled: a stage has thawed parameters
             return 1.0
         self._stood_still += seconds - step.seconds
         return step.seconds / seconds
@@ -278,8 +283,6 @@ class LiveSteps:
         except StopIteration:
             self.is_complete = True
             self.go_back(loop)
-            if self._on_complete is not None:
-                self._on_complete()
             if self._stop_when_done:
                 raise TuningDone("the plan is found") from None
 
@@ -297,9 +300,7 @@ class LiveSteps:
         """Execute a block's steps from now on; False where the candidate fails at that."""
         try:
             self.execute(loop, block.plan)
-            if block.own_loader or any(
-                getattr(block.plan, name) != getattr(self._loader_plan, name) for name in LOADER_FIELDS
-            ):
+            if block.own_loader or differs_in_data(block.plan, self._loader_plan):
                 self._take_data(loop, block.plan)
         except Exception as error:  # a loader, a layout: training goes on without it
             if block.plan == self._ledger.plan:

@@ -103,8 +103,8 @@ class Tuner:
 
     @property
     def is_complete(self) -> bool:
-        """Whether tuning came to its end."""
-        return self.live.is_complete
+        """Whether tuning came to its end, though the plan may be raced once more as it became slow."""
+        return self.live.is_complete or self._watch is not None
 
     @property
     def took_known(self) -> bool:
@@ -136,7 +136,7 @@ class Tuner:
                 yield from self._confirming.confirm(loop, at_most_seconds=MAX_KNOWN_SECONDS)
                 return
             whole_plans, refused = [*whole_plans, *recall.to_race], recall.refused
-        self.observer.look_into_step(loop, first)
+        self.observer.look_into_step(loop)
         yield from self._challenges.race(loop, whole_plans, refused)
         self._note_load()
         yield from self._confirming.confirm(loop)

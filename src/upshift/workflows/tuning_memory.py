@@ -24,6 +24,9 @@ def to_document(tuner: Tuner, plan: Plan) -> dict[str, Any] | None:
     made = [trial for trial in ledger.trials if trial.verdict != "not tried"]
     if ledger.step is None or not (made or tuner.is_complete):
         return None
+    # Those that were refused on top of a plan which was dropped then say nothing of the first one.
+    was_dropped = ledger.was_demoted or any(trial.verdict == "demoted" for trial in made)
+    decided = [*tuner.decided_before, *(trial.to_json() for trial in made if trial.is_decided)]
     return {
         "plan": plan.to_json(),
         "step_seconds": ledger.step.step_seconds,
@@ -34,7 +37,7 @@ def to_document(tuner: Tuner, plan: Plan) -> dict[str, Any] | None:
         + sum(trial.build_seconds or 0.0 for trial in made if trial.verdict == "adopted"),
         # A plan that failed may have failed by chance: it is found anew. What a budget left untried is for later runs.
         "complete": tuner.is_complete and not ledger.was_demoted and not ledger.ran_out,
-        "decided": [*tuner.decided_before, *(trial.to_json() for trial in made if trial.is_decided)],
+        "decided": [] if was_dropped else decided,
     }
 
 
