@@ -16,12 +16,13 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _KEEP_ALL = 2**31 - 1
 """Bytes: the most that mallopt takes."""
 _MAX_BLOCK = 2**30
-"""Larger blocks still go back to the system when they are freed."""
+"""Larger blocks still go back to the system when they are freed; older versions of glibc take `_MOST_THRESHOLD`."""
 _LEAST_THRESHOLD, _MOST_THRESHOLD = 128 * 2**10, 32 * 2**20
 """Between which glibc moves its threshold by itself (DEFAULT_MMAP_THRESHOLD, DEFAULT_MMAP_THRESHOLD_MAX)."""
 _IS_MMAPPED = 2
 """The bit in the word before a block that says that it is a mapping of its own."""
 _MOST_HOLES = 8
+_PRECISION = 1.02
 _OWN_SETTINGS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TOP_PAD_", "MALLOC_MMAP_MAX_")
 
 _before: int | None = None
@@ -42,8 +43,9 @@ def can_keep_freed_memory() -> bool:
 def keep_freed_memory(keep: bool) -> None:
     """Keep memory that is freed in the process, or give it back to the system as glibc does by itself.
 
-    Does nothing where `can_keep_freed_memory` is False. For the whole process, and for its main thread above all: other
-    threads allocate small blocks elsewhere.
+    Given back is what would be by the threshold of before: glibc does not move it by itself any more.
+    Does nothing where `can_keep_freed_memory` is False. For the whole process, and for its main thread above all:
+    other threads allocate small blocks elsewhere.
     """
     global _before, _keeps
     if keep == _keeps or not can_keep_freed_memory():
@@ -52,13 +54,14 @@ def keep_freed_memory(keep: bool) -> None:
     if keep:
         if _before is None:
             _before = _threshold(libc)
-        libc.mallopt(_M_MMAP_THRESHOLD, _MAX_BLOCK)
+        libc.mallopt(_M_MMAP_THRESHOLD, _MAX_BLOCK) or libc.mallopt(_M_MMAP_THRESHOLD, _MOST_THRESHOLD)
         libc.mallopt(_M_TRIM_THRESHOLD, _KEEP_ALL)
     else:
         assert _before is not None
         libc.mallopt(_M_MMAP_THRESHOLD, _before)
-        # glibc keeps the one at twice the other, once it has moved it.
-        libc.mallopt(_M_TRIM_THRESHOLD, 2 * _before if _before > _LEAST_THRESHOLD else _LEAST_THRESHOLD)
+        # glibc keeps the one at twice the other, once it has moved it; what was found is up to 2 % too much.
+        has_moved = _before > _PRECISION * _LEAST_THRESHOLD
+        libc.mallopt(_M_TRIM_THRESHOLD, 2 * _before if has_moved else _LEAST_THRESHOLD)
     _keeps = keep
 
 
@@ -91,7 +94,7 @@ def _threshold(libc: ctypes.CDLL) -> int:
         return False
 
     low, high = _LEAST_THRESHOLD, _MOST_THRESHOLD
-    while high > 1.02 * low:
+    while high > _PRECISION * low:
         middle = (low + high) // 2
         low, high = (low, middle) if is_mapped(middle) else (middle, high)
     libc.mallopt(_M_MMAP_THRESHOLD, high)

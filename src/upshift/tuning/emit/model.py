@@ -74,7 +74,8 @@ def memory_section(job: Job) -> Sequence[str]:
             '    """Have glibc keep the memory that a step frees for the next one: see mallopt(3)."""',
             '    if DEVICE.type == "cpu" and platform.libc_ver()[0] == "glibc":',
             "        mallopt = ctypes.CDLL(None).mallopt",
-            "        mallopt(-3, 2**30)  # M_MMAP_THRESHOLD: only larger blocks are given back to the system",
+            "        # M_MMAP_THRESHOLD: only larger blocks are given back; older glibc takes at most 32 MiB",
+            "        mallopt(-3, 2**30) or mallopt(-3, 2**25)",
             "        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: no free memory at the end is given back",
         ),
     )
