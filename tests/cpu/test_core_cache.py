@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from upshift.core import cache as cache_module
-from upshift.core.cache import TuningCache
+from upshift.core.cache import MAX_DOCUMENT_BYTES, TuningCache
 
 HERE, JOB = "0123456789ab", "fedcba9876543210"
 PLAN: dict[str, Any] = {"plan": {"version": 1, "compile": "whole"}, "step_seconds": 0.0125}
@@ -179,6 +179,16 @@ def test_a_file_numbered_last_of_all_does_not_end_the_history(tmp_path: Path) ->
     path.rename(path.with_name("999999999-00000000.json"))
     cache.add_trials(HERE, [{"index": 1}])
     assert sorted(trial["index"] for trial in cache.trials(HERE)) == [0, 1] and cache.notes == []
+
+
+def test_trials_that_could_not_be_written_have_no_file(tmp_path: Path) -> None:
+    cache = TuningCache(tmp_path)
+    first = cache.add_trials(HERE, [{"index": 0}])
+    too_large = [{"filling": "x" * (MAX_DOCUMENT_BYTES + 1)}]
+    assert first is not None and first.is_file()
+    assert cache.add_trials(HERE, too_large) is None
+    assert cache.add_trials(HERE, too_large, replaced=first) == first
+    assert len(files(tmp_path)) == 1
 
 
 # --- damage ------------------------------------------------------------------------------------------

@@ -124,7 +124,8 @@ class TuningCache:
         number = min(files[-1][0] + 1, _LAST_NUMBER) if files else 0
         path = replaced or self._path("trials", environment, f"{number:09d}-{uuid.uuid4().hex[:8]}.json")
         if path and records:
-            self._write(path, "trials", environment, "", records[-MAX_TRIALS:])
+            if not self._write(path, "trials", environment, "", records[-MAX_TRIALS:]):
+                return replaced
             others = [old for _, old in files if old != path]
             for old in others[: -(MAX_TRIAL_FILES - 1)]:
                 with contextlib.suppress(OSError):
@@ -161,19 +162,21 @@ class TuningCache:
             self._damaged(path, str(error))
         return None
 
-    def _write(self, path: Path, kind: str, environment: str, subject: str, content: Any) -> None:
+    def _write(self, path: Path, kind: str, environment: str, subject: str, content: Any) -> bool:
+        """Write a file; False, with a note, if it is not kept."""
         content = json.loads(json.dumps(finite(content)))  # as it will be read, so that its digest is the same
         data = json.dumps(_envelope(kind, environment, subject, content), indent=1).encode()
         if len(data) > MAX_DOCUMENT_BYTES:
             self._note(f"not kept in the tuning cache: {len(data)} bytes, at most {MAX_DOCUMENT_BYTES} are")
-            return
+            return False
         try:
             write_bytes(path, data)
         except (StorageError, OSError) as error:
             reason = error.received if isinstance(error, StorageError) else error
             self._note(f"the tuning cache {self._folder} could not be written ({reason}): the next run starts anew")
-            return
+            return False
         self._prune(keep=path)
+        return True
 
     def _damaged(self, path: Path, reason: str) -> None:
         self._note(f"{path} in the tuning cache is not used, as it is damaged: {reason}")
