@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 import upshift
 from upshift.core.limits import known_limits
 from upshift.core.malloc import can_keep_freed_memory, keep_freed_memory, keeps_freed_memory
-from upshift.errors import ConfigError, DataError
+from upshift.errors import ConfigError, DataError, Interrupted
 from upshift.tuning.own_loop import OwnLoop
 from upshift.tuning.plan import load_plan
 from upshift.tuning.subject import subject_of
@@ -471,6 +471,17 @@ try:
 except upshift.UpshiftError as error:
     print("interrupted:", error.exit_code, error, flush=True)
 """
+
+
+def test_ctrl_c_while_the_machine_is_measured_says_so_and_leaves_no_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(device: torch.device) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("upshift.workflows.tune.limits", interrupted)
+    before = multiprocessing.active_children()
+    with pytest.raises(Interrupted, match="before anything was tried"):
+        tune(mlp(), data=loader(num_workers=1))
+    assert multiprocessing.active_children() == before
 
 
 def test_ctrl_c_keeps_the_best_plan_so_far(tmp_path: Path) -> None:

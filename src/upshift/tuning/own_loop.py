@@ -145,7 +145,11 @@ class OwnLoop:
                 self._make_step(conductor, inputs, targets)
                 conductor.after_step(self, step_seconds=clock.now() - start, data_seconds=waited)
         finally:
-            self._batches.close()
+            self.close()
+
+    def close(self) -> None:
+        """Let the workers of its loaders end."""
+        self._batches.close()
 
     def _next_batch(self, conductor: Conductor) -> Batch:
         try:

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from upshift.core import environment
-from upshift.core.limits import limits
+from upshift.core.limits import Limits, limits
 from upshift.core.records import RunFolder
 from upshift.core.reference import refuse_while_importing
 from upshift.errors import ConfigError, Interrupted, StorageError, TrainingInterrupted, shown
@@ -28,11 +28,11 @@ from upshift.tuning.plan import BASELINE, Plan
 from upshift.tuning.subject import subject_of
 from upshift.tuning.trials import Trial
 from upshift.tuning.tuner import Tuner
-from upshift.tuning.undisturbed import undisturbed
+from upshift.tuning.undisturbed import torch_settings_put_back, undisturbed
 from upshift.workflows.algorithm import with_allowed
 from upshift.workflows.arguments import verb
 from upshift.workflows.live_tuning import LiveTuning, fast_dtypes, start_tuning
-from upshift.workflows.preparation import Prepared, prepare_training, torch_settings_put_back
+from upshift.workflows.preparation import Prepared, prepare_training
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,6 @@ class TunedPlan:
 
 
 @verb
-@torch_settings_put_back()
 def tune(
     recipe: str | Path | Recipe | None = None,
     *,
@@ -199,6 +198,7 @@ def _tell_trials(tuner: Tuner, on_trial: Callable[[str], None] | None) -> None:
     tuner.ledger.on_trial = tell
 
 
+@torch_settings_put_back()
 def _make_steps(prepared: Prepared, tuning: LiveTuning) -> str | None:
     """Train until the tuner is done; gives the signal that stopped it, if one did."""
     endless = replace(
@@ -237,25 +237,36 @@ def _tune_model(
         raise ConfigError(
             "a model is tuned on data", received="none", hint="data=DataLoader(...), or a list of batches"
         )
-    stopped = None
+    stopped, tuner = None, None
     description = environment.describe()  # now: a plan may change the number of threads
     with undisturbed(data):
         seed_everything(config.seed)
         loop = OwnLoop(model, loss, data, optimizer)
-        tuner = Tuner(
-            loop.plan, job=loop.job(fast_dtypes(limits(loop.device))), loader_for=loop.loader_for, config=config
-        )
-        _tell_trials(tuner, on_trial)
         try:
+            job = loop.job(fast_dtypes(_limits_of(loop.device)))
+            tuner = Tuner(loop.plan, job=job, loader_for=loop.loader_for, config=config)
+            _tell_trials(tuner, on_trial)
             loop.run(tuner)
         except TuningDone:
             pass
         except KeyboardInterrupt:
             stopped = "stopped by SIGINT"
+        finally:
+            loop.close()
+    if tuner is None:
+        raise Interrupted(f"tuning was {stopped} before anything was tried")
     trials = tuple(trial.to_json() for trial in tuner.ledger.trials)
     plan = replace(tuner.plan, subject=subject_of(loop.model), environment=description, trials=trials)
     result = {"recipe": None, "tuning": None, "algorithm": None, "notes": [*tuner.ledger.notes, *loop.notes]}
     return _result(result, plan, tuner, path, stopped)
+
+
+def _limits_of(device: torch.device) -> Limits | None:
+    """What a device can do; None where that cannot be measured."""
+    try:
+        return limits(device)
+    except ConfigError:  # of a kind that upshift does not know
+        return None
 
 
 def _result(about: dict[str, Any], plan: Plan, tuner: Tuner, path: Path | None, stopped: str | None) -> TunedPlan:
