@@ -294,6 +294,17 @@ def test_the_limit_of_recompiling_is_raised_for_blocks_alone_and_put_back() -> N
     assert torch._dynamo.config.recompile_limit == before
 
 
+def test_a_limit_of_recompiling_that_was_raised_since_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", torch._dynamo.config.recompile_limit)
+    model, _, _ = make()
+    plan(compile="regional").apply(model)
+    torch._dynamo.config.recompile_limit = 1000
+    plan(compile="regional").apply(model)
+    assert torch._dynamo.config.recompile_limit == 1000
+    plan().apply(model)
+    assert torch._dynamo.config.recompile_limit == 1000
+
+
 @pytest.mark.skipif(not can_keep_freed_memory(), reason="not glibc, or told otherwise")
 def test_freed_memory_is_kept_as_long_as_a_plan_says_so() -> None:
     model, _, _ = make()

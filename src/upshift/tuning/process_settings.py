@@ -51,8 +51,8 @@ def set_process(plan: Plan) -> None:
 
 
 def set_by_plans() -> dict[str, Any]:
-    """The settings that plans have changed, as they are now: for `set_to`, to come back to them."""
-    return {name: value for name, (_, value) in _changed.items()}
+    """The settings that are as a plan has made them: for `set_to`, to come back to them."""
+    return {name: value for name, (_, value) in _changed.items() if _SETTINGS[name].read() == value}
 
 
 def set_to(wanted: Mapping[str, Any]) -> None:
@@ -77,5 +77,4 @@ def set_to(wanted: Mapping[str, Any]) -> None:
 
 
 def _enough_for_blocks() -> int:
-    before, _ = _changed.get("recompile_limit", (_recompile_limit(), None))
-    return max(int(before), MAX_VARIANTS_OF_A_BLOCK)
+    return max(_recompile_limit(), MAX_VARIANTS_OF_A_BLOCK)
