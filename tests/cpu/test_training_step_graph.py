@@ -58,10 +58,15 @@ def batches(count: int, *, last: int = 16) -> list[tuple[torch.Tensor, torch.Ten
     return [(torch.randn(size, 3, 8, 8, generator=drawn), torch.randint(5, (size,), generator=drawn)) for size in sizes]
 
 
-def losses(step: TrainingStep, inputs: list[Any]) -> list[float]:
+def losses(step: TrainingStep, *stages: list[Any], begin: Callable[[int], Any] = lambda number: None) -> list[float]:
+    """The losses of one stage of training after another; `begin` is told when each begins."""
     torch.manual_seed(2)
+    found = []
     try:
-        return [step(step.prepare(batch), labels)[0].item() for batch, labels in inputs]
+        for number, inputs in enumerate(stages):
+            begin(number)
+            found += [step(step.prepare(batch), labels)[0].item() for batch, labels in inputs]
+        return found
     finally:
         step.release()
 
@@ -168,10 +173,44 @@ def test_a_model_that_breaks_the_graph_is_an_error_and_no_slow_step() -> None:
 def test_parameters_that_a_later_stage_trains_are_trained() -> None:
     plain, compiled = seeded(), seeded()
     for model, plan in ((plain, BASELINE), (compiled, STEP)):
+        conv = model.get_submodule("conv")
         step = make(model, replace(plan, fused_optimizer=False))
-        for is_trained in (False, True):
-            model.get_submodule("conv").requires_grad_(is_trained)
-            losses(step, batches(3))
+        losses(step, batches(3), batches(3), begin=lambda number, conv=conv: conv.requires_grad_(number == 1))
     for name, value in plain.state_dict().items():
         torch.testing.assert_close(compiled.state_dict()[name], value, rtol=1e-4, atol=1e-5)
     assert not torch.equal(compiled.state_dict()["conv.weight"], seeded().state_dict()["conv.weight"])
+
+
+class Sum(nn.Module):
+    """Two parameters with the same gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Parameter(torch.zeros(8, 5)), nn.Parameter(torch.zeros(8, 5))
+        self.head = nn.Linear(5, 5)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        outputs: torch.Tensor = self.head(images.mean((2, 3))[:, :1] + self.first + self.second)
+        return outputs
+
+
+def test_parameters_with_the_same_gradient_have_it_each_for_themselves() -> None:
+    clipped = replace(CONFIG, clip_grad_norm=1e-3)  # in place, which two of them in one memory would have twice
+    plain, compiled = seeded(Sum), seeded(Sum)
+    for model, plan in ((plain, BASELINE), (compiled, STEP)):
+        losses(make(model, replace(plan, micro_batch_size=8), config=clipped), batches(3))
+    for name, value in plain.state_dict().items():
+        torch.testing.assert_close(compiled.state_dict()[name], value, rtol=1e-4, atol=1e-8)
+
+
+def test_a_hook_that_comes_later_is_refused_then() -> None:
+    model = seeded()
+    step = make(model, STEP)
+    inputs = batches(3)
+
+    def begin(number: int) -> None:
+        if number == 1:
+            model.get_parameter("head.weight").register_hook(lambda gradient: gradient * 2)
+
+    with pytest.raises(StepGraphError, match="hook on its gradient"):
+        losses(step, inputs[:2], inputs[2:], begin=begin)

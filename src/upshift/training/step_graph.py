@@ -85,20 +85,24 @@ class StepGraph:
         """
         if [weight.requires_grad for weight in self._parameters] != self._are_trained:  # another stage of training
             self._take_trained()
-        if not self._is_checked:
+        if not self._is_checked or self._has_hooks():
             self._check(inputs, labels)
             self._is_checked = True
         # The transform differentiates by itself: autograd outside it would have a graph of the gradients made.
         with torch.no_grad():
             gradients, (loss, outputs) = self._compiled(self._trained, self._buffers, inputs, labels)
+            taken: set[int] = set()
             for name, parameter in self._trained.items():
-                _add(parameter, gradients[name] if share == 1.0 else gradients[name] * share)
+                _add(parameter, gradients[name] if share == 1.0 else gradients[name] * share, taken)
         return loss, outputs
+
+    def _has_hooks(self) -> bool:
+        return any(weight._backward_hooks or weight._post_accumulate_grad_hooks for weight in self._trained.values())
 
     def _check(self, inputs: Tree, labels: Tree) -> None:
         """Make the step plainly once, and refuse what the function would do otherwise without an error."""
         parameters = self._trained.values()
-        if any(weight._backward_hooks or weight._post_accumulate_grad_hooks for weight in parameters):
+        if self._has_hooks():
             raise StepGraphError("a parameter has a hook on its gradient, which one compiled graph would not call")
         buffers, generators = Buffers(self._model), rng_state(self._device)
         places = {name: id(buffer) for name, buffer in self._model.named_buffers()}
@@ -126,10 +130,13 @@ def _called_with(model: nn.Module, state: tuple[dict[str, torch.Tensor], ...], i
     return functional_call(model, state, tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,))
 
 
-def _add(parameter: torch.Tensor, gradient: torch.Tensor) -> None:
+def _add(parameter: torch.Tensor, gradient: torch.Tensor, taken: set[int]) -> None:
+    """Add a gradient; one that lies in memory which is taken is copied: of a + b, the graph gives one tensor twice."""
     if parameter.grad is not None:
         parameter.grad += gradient
         return
-    if gradient.stride() != parameter.stride():  # fused optimizers go through both as they lie in memory
+    # Fused optimizers go through both as they lie in memory.
+    if gradient.stride() != parameter.stride() or gradient.untyped_storage().data_ptr() in taken:
         gradient = torch.empty_like(parameter).copy_(gradient)
+    taken.add(gradient.untyped_storage().data_ptr())
     parameter.grad = gradient
