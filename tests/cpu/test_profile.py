@@ -23,7 +23,8 @@ from upshift.reports.profile_lines import profile_lines
 from upshift.reports.profile_page import render_profile
 from upshift.tuning.plan import Plan, load_plan
 from upshift.tuning.profiling.advice import Advice
-from upshift.workflows.profile import ProfiledTraining
+from upshift.tuning.profiling.job import Job
+from upshift.workflows.profile import ProfiledTraining, _write_plans
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "profile.md").read_text(encoding="utf-8")
@@ -315,12 +316,29 @@ def test_settings_of_the_process_are_as_they_were(tmp_path: Path) -> None:
         torch.set_float32_matmul_precision("highest")
 
 
-def test_a_plan_that_is_in_no_file_is_written_where_commands_name_it(tmp_path: Path) -> None:
-    plan = Plan(micro_batch_size=2)
-    result = upshift.profile("digits", plan=plan, overrides=["batch_size=4"], out=tmp_path / "out", num_steps=3).result
-    commands = [advice["command"] for advice in result["advice"]]
-    named = {word for command in commands for word in shlex.split(command) if word.endswith(".json")}
-    assert all(load_plan(name).micro_batch_size == 2 for name in named)
+def test_plans_that_commands_name_are_written_and_a_changed_one_without_the_evidence(tmp_path: Path) -> None:
+    plan = Plan(micro_batch_size=2, subject="a model", environment={"cpu": "a"}, trials=({"name": "x"},))
+    job = Job(
+        recipe="digits",
+        options={},
+        settings=(),
+        data_handed_over=False,
+        plan=plan,
+        plan_argument=None,
+        data_path="resident",
+        augments=False,
+        num_cores=2,
+        folder=tmp_path,
+    )
+    unknown: dict[str, Any] = {"where": None, "action": "", "basis": "", "is_bound": False, "changes_algorithm": False}
+    unknown |= {"seconds": None, "spared_seconds": None, "speedup": None}
+    again = Advice(cause="x", title="code", command=job.profile(), plan=None, plan_name=None, **unknown)
+    threads: dict[str, Any] = {"num_threads": 1}
+    command = job.train_with("threads", threads)
+    changed = Advice(cause="y", title="threads", command=command, plan=threads, plan_name="threads", **unknown)
+    _write_plans([again, changed], job)
+    named = [word for item in (again, changed) for word in shlex.split(item.command) if word.endswith(".json")]
+    assert [load_plan(name) for name in named] == [plan, Plan(micro_batch_size=2, num_threads=1)]
 
 
 def test_wrong_types_are_refused(tmp_path: Path) -> None:

@@ -154,8 +154,10 @@ class ReadsOnce(nn.Module):
 
 def test_a_single_value_read_back_in_each_step_is_named(images: Path, tmp_path: Path) -> None:
     result = profile_of(ReadsOnce, images, tmp_path / "out")
-    check(first(result), "synchronization", line_of(ReadsOnce.forward, ".item()"))
-    assert first(result)["title"].startswith("1 value a step is")
+    # On a busy machine another advice may come first: beside the operator, reading its value costs little.
+    (advice,) = [advice for advice in result["advice"] if advice["cause"] == "synchronization"]
+    check(advice, "synchronization", line_of(ReadsOnce.forward, ".item()"))
+    assert advice["title"].startswith("1 value a step is")
 
 
 # --- float64 ----------------------------------------------------------------------------------------------

@@ -167,6 +167,7 @@ def test_a_model_of_an_installed_package_is_imported() -> None:
     ("code", "received"),
     [
         ("from math import *\nclass Model:\n    size = sqrt(4)\n", r"sqrt in .*import \*"),
+        ("from .parts import *\nclass Model:\n    size = max(1, 2)\n", r"max in .*import \*"),
         ("import upshift\nclass Model:\n    recipe = upshift.Recipe\n", "upshift in"),
         ("from upshift.models import cnn\nclass Model(cnn.SimpleCNN): ...\n", "cnn in"),
         ("from upshift.models.cnn import SimpleCNN as Base\nclass Model(Base): ...\n", "Base in"),

@@ -124,6 +124,7 @@ def test_a_plan_lays_the_model_out_before_several_processes_wrap_it_or_is_refuse
     pytest.importorskip(package)
     (tmp_path / "train.py").write_text(COMMON + script + '\nprint("done", flush=True)\n', encoding="utf-8")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    ended = subprocess.run([*torchrun, "train.py", str(tmp_path)], cwd=tmp_path, capture_output=True, text=True)
+    command = [*torchrun, "train.py", str(tmp_path)]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert ended.returncode == 0, ended.stderr[-3000:]
     assert ended.stdout.count("done") == 2

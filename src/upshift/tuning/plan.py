@@ -20,6 +20,8 @@ from upshift.training.execution import CUDA_GRAPH_MODES
 VERSION = 1
 MAX_THREADS_PER_CORE = 4
 """Of torch's CPU kernels, and worker processes: more only wait for each other, far more take the machine down."""
+EVIDENCE = ("version", "subject", "environment", "trials")
+"""Fields that say nothing of how a recipe is executed."""
 
 
 @dataclass(frozen=True, kw_only=True)

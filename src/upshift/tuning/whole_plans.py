@@ -9,11 +9,11 @@ from typing import Any
 from upshift.errors import BadInputError
 from upshift.tuning.candidates import Candidate, Job
 from upshift.tuning.config import KnownPlan
-from upshift.tuning.plan import Plan
+from upshift.tuning.plan import EVIDENCE, Plan
 
 COMPILE_SECONDS = 20.0
 HANDED_OVER = "the plan handed over"
-NOT_EXECUTED = ("device", "version", "subject", "environment", "trials")
+NOT_EXECUTED = ("device", *EVIDENCE)
 
 
 def differences(plan: Plan, base: Plan) -> dict[str, Any]:

@@ -24,9 +24,10 @@ from upshift.tuning.profiling.attribution import Roofline
 from upshift.tuning.profiling.job import PROFILED, Job
 from upshift.tuning.profiling.measure import Measurement, ProfileConfig, measure
 from upshift.tuning.profiling.rehearsal import Rehearsal
+from upshift.tuning.undisturbed import torch_settings_put_back
 from upshift.workflows.arguments import verb
 from upshift.workflows.folders import open_run_folder
-from upshift.workflows.preparation import Prepared, prepare_training, torch_settings_put_back
+from upshift.workflows.preparation import Prepared, prepare_training
 
 PROFILE_VERSION = 1
 RECORD, PAGE, TRACE = "profile.json", "profile.html", "trace.json.gz"
@@ -51,7 +52,6 @@ class ProfiledTraining:
 
 
 @verb
-@torch_settings_put_back()
 def profile(
     recipe: str | Path | Recipe,
     *,
@@ -146,6 +146,7 @@ def _roofline(prepared: Prepared, notes: list[str], on_event: Callable[[str], No
     return Roofline(flops_per_second=peak, bytes_per_second=machine.memory_bytes_per_second)
 
 
+@torch_settings_put_back()
 def _measure(
     prepared: Prepared, roofline: Roofline, trace: Path, num_steps: int, on_progress: Callable[[str, int, int], None]
 ) -> Measurement:
@@ -193,8 +194,10 @@ def _write_plans(advice: Sequence[Advice], job: Job) -> None:
         return
     for item in advice:
         if item.plan is not None and item.plan_name is not None:
-            replace(job.plan, **item.plan).save(job.plan_file(item.plan_name))
-    if job.needs_profiled_plan and any(str(job.plan_file(PROFILED)) in (item.command or "") for item in advice):
+            # The evidence is of the plan that was profiled, and not of this one.
+            changed = replace(job.plan, **item.plan, environment={}, trials=(), subject=None)
+            changed.save(job.plan_file(item.plan_name))
+    if job.needs_profiled_plan and any(str(job.plan_file(PROFILED)) in item.command for item in advice):
         job.plan.save(job.plan_file(PROFILED))
 
 

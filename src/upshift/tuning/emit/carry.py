@@ -229,7 +229,9 @@ def _is_constant(definition: str) -> bool:
 
 
 def _exports(star: str, name: str) -> bool:
-    """Whether an `import *` of a module may bind a name."""
+    """Whether an `import *` of a module may bind a name; a relative one may, as its package is not known here."""
+    if star.startswith("."):
+        return True
     exported = getattr(importlib.import_module(star), "__all__", None)
     return name in exported if exported is not None else not name.startswith("_") and name in vars(sys.modules[star])
 

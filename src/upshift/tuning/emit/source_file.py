@@ -33,7 +33,7 @@ class SourceFile:
         for alias in node.names:
             if isinstance(node, ast.ImportFrom):
                 if alias.name == "*":
-                    self.star_imports.append(node.module or "")
+                    self.star_imports.append("." * node.level + (node.module or ""))
                 elif node.module != "__future__":
                     self.imports[alias.asname or alias.name] = Import(node.module or "", alias.name)
             elif alias.asname is not None:

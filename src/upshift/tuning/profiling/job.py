@@ -8,12 +8,11 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from upshift.tuning.plan import Plan
+from upshift.tuning.plan import EVIDENCE, Plan
 
 BASELINE_NAME = "baseline"
 PROFILED = "profiled"
 """Names the file of the plan that was profiled."""
-EVIDENCE = ("version", "environment", "trials")
 
 
 @dataclass(frozen=True, kw_only=True)
