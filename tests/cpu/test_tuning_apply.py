@@ -305,6 +305,17 @@ def test_a_limit_of_recompiling_that_was_raised_since_stays(monkeypatch: pytest.
     assert torch._dynamo.config.recompile_limit == 1000
 
 
+@pytest.mark.parametrize("of_framework", [None, 3])
+def test_a_number_of_threads_that_was_set_since_a_plan_outlives_one_in_a_framework(of_framework: int | None) -> None:
+    model, optimizer, _ = make()
+    plan(num_threads=1).apply(model)
+    torch.set_num_threads(2)
+    in_loop = PlanInFramework(plan(num_threads=of_framework))
+    in_loop.begin(model, [optimizer])
+    in_loop.end()
+    assert torch.get_num_threads() == 2
+
+
 @pytest.mark.skipif(not can_keep_freed_memory(), reason="not glibc, or told otherwise")
 def test_freed_memory_is_kept_as_long_as_a_plan_says_so() -> None:
     model, _, _ = make()
