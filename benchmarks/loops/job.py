@@ -21,7 +21,7 @@ from upshift.training.rng import seed_everything
 from upshift.training.trainer import Loader
 from upshift.tuning.plan import BASELINE, Plan
 from upshift.workflows.datasets import load_data
-from upshift.workflows.preparation import apply_machine_settings
+from upshift.workflows.preparation import device_of
 
 SEED = 0
 Batch = TypeVar("Batch")
@@ -97,7 +97,7 @@ def make_job(name: str, data_dir: Path | None, num_steps: int) -> Job:
     is_plain_sgd = optimizer.name == "sgd" and not optimizer.momentum and not optimizer.weight_decay
     if not (is_plain_sgd or optimizer.name == "adamw") or optimizer.options or recipe.schedule.name != "constant":
         raise ValueError(f"the loops train by plain SGD or AdamW at a constant rate; {name} does not")
-    device = apply_machine_settings(BASELINE)
+    device = device_of(BASELINE)
     dataset = load_data(recipe, None, data_dir=data_dir, seed=SEED, on_progress=None)
     assert isinstance(dataset, PackedDataset)  # no torch dataset was handed over
     num_steps = min(num_steps, len(dataset.splits["train"]) // recipe.batch_size)

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from upshift.core.malloc import keep_freed_memory
+from upshift.core.malloc import keep_freed_memory, keeps_freed_memory
 from upshift.training.batches import Tree, call, map_tensors
 from upshift.training.optimizers import OptimizerSet
 from upshift.training.step_graph import StepGraph
@@ -59,6 +59,7 @@ class Executor:
         self._model, self._optimizer, self._device = model, optimizer, device
         self._torch_threads = torch.get_num_threads()
         self._precision = torch.get_float32_matmul_precision()
+        self._kept_freed_memory = keeps_freed_memory()
         self._compiler_settings: tuple[bool, int] | None = None
         self._compiled: dict[tuple[Any, ...], Callable[..., Any]] = {}
         self._blocks = repeated_blocks(model)
@@ -98,7 +99,7 @@ class Executor:
         if torch.get_num_threads() != self._torch_threads:
             torch.set_num_threads(self._torch_threads)
         torch.set_float32_matmul_precision(self._precision)
-        keep_freed_memory(False)
+        keep_freed_memory(self._kept_freed_memory)
         if self._compiler_settings is not None:
             torch._inductor.config.fallback_random, torch._dynamo.config.recompile_limit = self._compiler_settings
 

@@ -36,7 +36,9 @@ class StepObserver:
     Attributes:
         cost: Operations and bytes of a step's forward and backward pass; None where the training is too short to look.
         mix: The operators of a step; None where the training is too short to look.
-        first_split: Where the time of a step went by the first plan; None where there are too few steps.
+        first_split: Where the time of a step went by the first plan; None where there are too few steps, or none was
+            made by it, as training goes on with another.
+        first_split_has_mix: Whether the operators of a step by the first plan went into it.
     """
 
     def __init__(
@@ -51,12 +53,14 @@ class StepObserver:
         self.cost: StepCost | None = None
         self.mix: OperatorMix | None = None
         self.first_split: Breakdown | None = None
+        self.first_split_has_mix = False
+        self._mix_of: str | None = None
         self._live, self._ledger, self._job = live, ledger, job
         self._history, self._at_any_cost = history, at_any_cost
         self._num_first_steps = 0
 
     def first_steps(self, loop: Conducted) -> Generator[Block, Measured, Measured]:
-        """What a step by the first plan takes: of some fifty, where that many are few of those that remain."""
+        """What a step by the plan that is begun with takes: of some fifty, where that many are few of what remain."""
         plan = self._ledger.plan
         first = yield Block(plan, num_steps=FIRST_STEPS, settle=FIRST_STEPS // 2)
         wanted = min(SPLIT_STEPS, int(SPLIT_SHARE * loop.remaining_steps), int(SPLIT_SECONDS / first.seconds))
@@ -69,19 +73,18 @@ class StepObserver:
                 share * first.data_seconds + (1.0 - share) * more.data_seconds,
                 more.page_faults,  # the first steps have memory mapped that later ones use again
             )
-        self.first_split = self._split(first, self.mix)
+        if plan == self._ledger.first_plan:
+            self.first_split = self._split(first, None)
         return first
 
-    def look_into_step(self, loop: Conducted, first: Measured) -> None:
-        """Split the time of a step, with its operators where there is time enough to look at them.
-
-        Args:
-            loop: The training.
-            first: A step by the first plan.
-        """
-        self._measure_mix(loop, first.step_seconds)
-        self.first_split = self._split(first, self.mix)
-        if self.first_split.bound_by == "synchronization":
+    def look_into_step(self, loop: Conducted) -> None:
+        """Split the time of a step by the plan as it is now, with its operators where there is time for them."""
+        ledger = self._ledger
+        self._measure_mix(loop, ledger.known_step.step_seconds)
+        split = self._split(ledger.known_step, self.mix)
+        if ledger.plan == ledger.first_plan:
+            self.first_split, self.first_split_has_mix = split, self.mix is not None
+        if split.bound_by == "synchronization":
             self._ledger.notes.append(
                 "a step mostly waits for values that are read back: `upshift profile` names the lines"
             )
@@ -106,7 +109,7 @@ class StepObserver:
     @property
     def looks_into_plan(self) -> bool:
         """Whether the operators that were counted are those of a step by the plan as it is now."""
-        return self.mix is not None and self._ledger.plan.compile == self._ledger.first_plan.compile
+        return self.mix is not None and self._ledger.plan.compile == self._mix_of
 
     def split_by_plan(self) -> Breakdown | None:
         """Where the time of a step goes by the plan as it is now; None before one was measured.
@@ -129,6 +132,7 @@ class StepObserver:
         batch = self._live.batch
         try:
             self.cost = step_cost(loop.model, lambda: loop.step.gradients(*batch))
+            self._mix_of = self._ledger.plan.compile
             self.mix = operator_mix(lambda: loop.step.gradients(*batch), step_seconds, self._job.device)
         except Exception as error:  # of a profiler that is in use elsewhere, of a model that it cannot see through
             why = first_line(error)

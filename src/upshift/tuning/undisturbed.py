@@ -16,8 +16,8 @@ from upshift.training.rng import restore_rng_state, rng_state
 def undisturbed(loader: Any) -> Iterator[None]:
     """Put back what steps of a tuner change of the process, however the block ends.
 
-    These are torch's, numpy's and Python's generators and those that shuffle the loader, the number of torch's threads,
-    the precision of matrix products, settings of torch.compile, and whether freed memory is kept.
+    These are torch's, numpy's and Python's generators and those that shuffle the loader, and all that
+    `torch_settings_put_back` puts back.
 
     Args:
         loader: Whose generators are put back too, where it is a DataLoader.
@@ -25,6 +25,23 @@ def undisturbed(loader: Any) -> Iterator[None]:
     devices = [torch.device("cuda", index) for index in range(torch.cuda.device_count())] or [torch.device("cpu")]
     states = [(rng_state(device), device) for device in devices]
     generators = [(generator, generator.get_state()) for generator in _generators(loader)]
+    try:
+        with torch_settings_put_back():
+            yield
+    finally:
+        for state, device in states:
+            restore_rng_state(state, device)
+        for generator, before in generators:
+            generator.set_state(before)
+
+
+@contextmanager
+def torch_settings_put_back() -> Iterator[None]:
+    """Put back the settings of the process that plans change, however the block ends: they are for its steps alone.
+
+    These are the number of torch's threads, the precision of matrix products, settings of torch.compile, and whether
+    freed memory is kept.
+    """
     threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
     fallback_random = torch._inductor.config.fallback_random
     recompile_limit = torch._dynamo.config.recompile_limit
@@ -32,10 +49,6 @@ def undisturbed(loader: Any) -> Iterator[None]:
     try:
         yield
     finally:
-        for state, device in states:
-            restore_rng_state(state, device)
-        for generator, before in generators:
-            generator.set_state(before)
         if torch.get_num_threads() != threads:
             torch.set_num_threads(threads)
         torch.set_float32_matmul_precision(precision)

@@ -24,7 +24,7 @@ from upshift.tuning.emit.targets import find_target
 from upshift.tuning.plan import Plan, read_plan
 from upshift.workflows.arguments import verb
 from upshift.workflows.datasets import EVALUATION_BATCH_SIZE, Data
-from upshift.workflows.preparation import Prepared, prepare_training, torch_settings_put_back
+from upshift.workflows.preparation import Prepared, prepare_training
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,6 @@ class EmitResult:
 
 
 @verb
-@torch_settings_put_back()
 def emit(
     plan: str | Path | Plan,
     recipe: str | Path | Recipe,

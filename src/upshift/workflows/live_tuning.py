@@ -33,6 +33,7 @@ from upshift.tuning.plan import BASELINE, Plan, load_plan, read_plan
 from upshift.tuning.subject import is_of_another, subject_of
 from upshift.tuning.trials import Trial
 from upshift.tuning.tuner import Tuner
+from upshift.tuning.whole_plans import HANDED_OVER
 from upshift.workflows.datasets import make_train_loader
 from upshift.workflows.preparation import Prepared
 from upshift.workflows.tuning_memory import from_document, interrupted_in, to_document
@@ -60,16 +61,23 @@ class StartingPlan:
     note: str | None = None
 
 
-def with_model(start: StartingPlan, model: nn.Module) -> StartingPlan:
-    """What a training of a model begins with: a plan that was found for another one has to prove itself."""
+def with_model(start: StartingPlan, model: nn.Module, resumed: Path | None) -> StartingPlan:
+    """What a training of a model begins with: a plan that was found for another one has to prove itself.
+
+    Args:
+        start: What it would begin with.
+        model: Of the training.
+        resumed: The run folder that is resumed, if one is.
+    """
     if not is_of_another(start.plan, model):
         return start
-    return StartingPlan(
+    proving = StartingPlan(
         replace(BASELINE, device=start.plan.device),
         tunes=True,
         handed_over=start.plan,
         note="the plan was found for another model: it had to prove itself beside the plain one",
     )
+    return proving if resumed is None else _as_it_was_left(proving, resumed)
 
 
 def plan_to_start_with(reference: str | Path | Plan, resumed: Path | None) -> StartingPlan:
@@ -82,18 +90,28 @@ def plan_to_start_with(reference: str | Path | Plan, resumed: Path | None) -> St
     Raises:
         PlanError: The plan cannot be read, or is not for this machine.
     """
-    if isinstance(reference, str) and reference == AUTO:
-        kept = RunFolder(resumed).plan if resumed is not None else None
-        if kept is not None and kept.is_file():
-            found = read_plan(kept)
-            known = interrupted_in(RunFolder(kept.parent))
-            if known is not None and _is_of_this_machine(known.plan):
-                # As it was left: there may be too few steps to find it again.
-                return StartingPlan(replace(known.plan, environment={}, trials=()), tunes=True, known=known)
-            if found.trials:
-                return _kept(found) if found.is_for_this_machine() else StartingPlan(BASELINE, tunes=True)
-        return StartingPlan(BASELINE, tunes=True)
-    return _kept(load_plan(reference))
+    is_auto = isinstance(reference, str) and reference == AUTO
+    start = StartingPlan(BASELINE, tunes=True) if is_auto else _kept(load_plan(reference))
+    return start if resumed is None else _as_it_was_left(start, resumed)
+
+
+def _as_it_was_left(start: StartingPlan, resumed: Path) -> StartingPlan:
+    """A start of tuning, with what the run that is resumed had found."""
+    folder = RunFolder(resumed)
+    if not start.tunes or not folder.plan.is_file():
+        return start
+    found = read_plan(folder.plan)
+    known = interrupted_in(folder)
+    if known is not None and _is_of_this_machine(known.plan):
+        # As it was left: there may be too few steps to find it again.
+        plan = replace(known.plan, subject=None, environment={}, trials=())
+        is_decided = any(trial.get("name") == HANDED_OVER for trial in known.decided)
+        return replace(start, plan=plan, known=known, handed_over=None if is_decided else start.handed_over)
+    if start.handed_over is not None and all(trial.get("name") != HANDED_OVER for trial in found.trials):
+        return start  # the folder's plan is that of a start without the plan that is handed over now
+    if not found.trials:
+        return start
+    return _kept(found) if found.is_for_this_machine() else start
 
 
 def _kept(plan: Plan) -> StartingPlan:
@@ -146,13 +164,12 @@ class LiveTuning:
         self._folder: RunFolder | None = None
         self._notes: list[str] = []
 
-        first = prepared.loaders.train
+        first, first_path = prepared.loaders.train, _first_data_path(prepared)
 
         def loader_for(plan: Plan) -> Loader:
             of_arrays = isinstance(prepared.dataset, PackedDataset)
             if of_arrays and plan.data_path == "auto":
-                # It was resolved when training began: with less memory left it could mean something else now.
-                plan = replace(plan, data_path="resident" if first.data_path == "resident" else "mmap")
+                plan = replace(plan, data_path="resident" if first_path == "resident" else "mmap")
             if plan.data_path == "resident" and not _fits_once_more(prepared):
                 return first  # batches are then brought into the plan's layout one by one
             return make_train_loader(prepared.dataset, prepared.recipe, plan, prepared.device, prepared.seed)
@@ -214,7 +231,7 @@ class LiveTuning:
         """The best plan so far, with the evidence for it."""
         first = [self._changed.trial()] if self._changed is not None else []
         before = self._of_before
-        if self.tuner.ledger.was_demoted:
+        if self.tuner.plan == self.tuner.ledger.first_plan:  # whatever dropped it
             before = tuple(
                 {**trial, "verdict": "demoted"} if trial.get("verdict") == "adopted" else trial for trial in before
             )
@@ -276,13 +293,13 @@ class LiveTuning:
             "net_seconds": account.net,
             "saved_seconds_interval": ledger.saved_interval,
             "confirmation": ledger.confirmation.to_json() if ledger.confirmation is not None else None,
-            "complete": self.tuner.is_complete,
+            "complete": self.tuner.is_complete and not ledger.ran_out,
             "from_cache": self.tuner.took_known,
             "first_step_seconds": first.step_seconds if first is not None else None,
             "step_seconds": step.step_seconds if step is not None else None,
             "data_seconds": first.data_seconds if first is not None else None,
             "limit": self._limit_share(),
-            "split": split.to_json() | {"looked_into": observer.mix is not None} if split is not None else None,
+            "split": split.to_json() | {"looked_into": observer.first_split_has_mix} if split is not None else None,
             "last_split": self._last_split(),
             "data_rates": to_json(self._data_rates) if self._data_rates is not None else None,
         }
@@ -332,6 +349,15 @@ def _fits_once_more(prepared: Prepared) -> bool:
     return prepared.dataset.splits["train"].inputs.nbytes <= free_memory_bytes(prepared.device) // 2
 
 
+def _first_data_path(prepared: Prepared) -> str:
+    """What "auto" means in a training: resolved as it begins, as with less memory left it could mean something else."""
+    loader = prepared.loaders.train
+    if prepared.plan.data_path == "auto" or not isinstance(prepared.dataset, PackedDataset):
+        return loader.data_path
+    # A training that is resumed begins with the plan that it had found, and not with that of its beginning.
+    return "resident" if loader.data_path == "resident" or _fits_once_more(prepared) else "mmap"
+
+
 def _job(prepared: Prepared, machine: Limits | None, rates: DataRates | None) -> Job:
     info, of_torch = prepared.dataset.info, isinstance(prepared.dataset, TorchDataset)
     is_stored = rates is not None and info.kind == "image" and not of_torch and prepared.device.type == "cpu"
@@ -341,7 +367,7 @@ def _job(prepared: Prepared, machine: Limits | None, rates: DataRates | None) ->
         prepared.recipe.batch_size,
         changes_size=any(stage.image_size is not None for stage in prepared.recipe.stages),
         data_paths=("worker",) if of_torch else ("resident", "mmap") if _fits_once_more(prepared) else ("mmap",),
-        data_path=prepared.loaders.train.data_path,
+        data_path=_first_data_path(prepared),
         fast_dtypes=fast_dtypes(machine),
         num_cores=num_usable_cores(),
         limits=machine,
@@ -357,7 +383,7 @@ def _subject(prepared: Prepared) -> str:
         "parameters": [[name, list(p.shape), str(p.dtype), p.requires_grad] for name, p in model.named_parameters()],
         "batch_size": recipe.batch_size,
         "input_shape": list(prepared.dataset.info.input_shape),
-        "data_path": prepared.loaders.train.data_path,
+        "data_path": _first_data_path(prepared),
         "augment": repr(recipe.augment),
         "stages": repr(recipe.stages),
         "clip_grad_norm": recipe.clip_grad_norm,

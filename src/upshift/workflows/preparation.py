@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -75,18 +74,6 @@ class Prepared:
         )
 
 
-@contextlib.contextmanager
-def torch_settings_put_back() -> Iterator[None]:
-    """Leave the process's threads and matrix precision as they were: a plan's are for its training alone."""
-    threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
-    try:
-        yield
-    finally:
-        if torch.get_num_threads() != threads:
-            torch.set_num_threads(threads)
-        torch.set_float32_matmul_precision(precision)
-
-
 def prepare_training(
     recipe: str | Path | Recipe,
     *,
@@ -99,7 +86,9 @@ def prepare_training(
     skip_bad: bool,
     on_data_progress: Callable[[str, int, int], None] | None,
 ) -> Prepared:
-    """Resolve and check all that a training needs; see `train` for the arguments. Nothing is written.
+    """Resolve and check all that a training needs; see `train` for the arguments.
+
+    Nothing is written, and nothing of the process is set: the plan is executed by the trainer.
 
     Raises:
         BadInputError: Something cannot be served.
@@ -110,7 +99,7 @@ def prepare_training(
         resolved = replace(resolved, data=replace(resolved.data, skip_bad=True))
     check_seed(seed)
     _check_target(resolved)
-    device = apply_machine_settings(plan)
+    device = device_of(plan)
     dataset = load_data(resolved, data, data_dir=data_dir, seed=seed, on_progress=on_data_progress)
     _refuse_without_effect(resolved, dataset.info)
     if data is None:
@@ -157,11 +146,8 @@ def _refuse_without_effect(recipe: Recipe, info: DataInfo) -> None:
         )
 
 
-def apply_machine_settings(plan: Plan) -> torch.device:
-    """Set the threads and matrix precision of a plan, and give its device."""
-    if plan.num_threads is not None:
-        torch.set_num_threads(plan.num_threads)
-    torch.set_float32_matmul_precision("high" if plan.precision == "tf32" else "highest")
+def device_of(plan: Plan) -> torch.device:
+    """Where a plan is executed."""
     if plan.device != "auto":
         return torch.device(plan.device)
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None

@@ -28,13 +28,14 @@ from upshift.training.tensorboard import TensorBoardObserver
 from upshift.tuning.batch_size import ChangedAlgorithm, checked_allowed
 from upshift.tuning.fallback import fallback
 from upshift.tuning.plan import Plan
+from upshift.tuning.undisturbed import torch_settings_put_back
 from upshift.workflows.algorithm import keep, with_allowed
 from upshift.workflows.arguments import verb
 from upshift.workflows.evaluate import evaluation_record
 from upshift.workflows.folders import link_latest, open_run_folder
 from upshift.workflows.live_tuning import LiveTuning, plan_to_start_with, start_tuning, with_model
 from upshift.workflows.model import RunRecord
-from upshift.workflows.preparation import Prepared, prepare_training, torch_settings_put_back
+from upshift.workflows.preparation import Prepared, prepare_training
 from upshift.workflows.resumption import check_same_run
 
 RESULT_VERSION = 1
@@ -61,7 +62,6 @@ class TrainedRun:
 
 
 @verb
-@torch_settings_put_back()
 def train(
     recipe: str | Path | Recipe,
     *,
@@ -103,7 +103,8 @@ def train(
     """
     refuse_while_importing("train")
     checked_allowed(allow)
-    start = plan_to_start_with(plan, Path(out) if out and resume else None)
+    resumed = Path(out) if out and resume else None
+    start = plan_to_start_with(plan, resumed)
     prepare = partial(
         prepare_training,
         recipe,
@@ -116,9 +117,10 @@ def train(
         on_data_progress=on_data_progress,
     )
     prepared = prepare(plan=start.plan)
-    if (fitting := with_model(start, prepared.model)) is not start:
+    if (fitting := with_model(start, prepared.model, resumed)) is not start:
+        del prepared  # its data may lie in memory, and would twice
         start, prepared = fitting, prepare(plan=fitting.plan)
-    kept = RunFolder(Path(out)).algorithm if out and resume else None
+    kept = RunFolder(resumed).algorithm if resumed is not None else None
     prepared, changed = with_allowed(prepared, allow, kept=kept)
     record, model = prepared.record, prepared.model
     tuning = None
@@ -127,33 +129,35 @@ def train(
         if start.note is not None:
             tuning.tuner.ledger.notes.append(start.note)
     given = fallback(prepared.plan, prepared.device) if tuning is None else None
-    trainer = prepared.trainer(tuning.tuner if tuning is not None else given)
-    with open_run_folder(prepared.recipe.name, Path(out) if out else None, resume=resume) as folder:
-        if resume:
-            check_same_run(read_json(folder.recipe, kind="a run's recipe"), record)
-            folder.set_aside_results()
-        vouch(record.spec.reference)
-        write_json(folder.recipe, record.to_json())
-        keep(changed, folder.algorithm)
-        start.plan.save(folder.plan)
-        if tuning is not None:
-            tuning.keep_plan_in(folder)
-        tensorboard = TensorBoardObserver(folder.tensorboard)
-        if not resume:
-            tensorboard.write_start(model, *prepared.loaders.first_samples())
-        link_latest(folder)
-        seed_everything(seed)
-        trained = trainer.train(folder, (*observers, tensorboard), resume=resume)
-        settings = changed.settings if changed is not None else ()
-        command = reproduction_command(record, [*overrides, *settings], plan, data_dir)
-        if tuning is not None:
-            plan_made = tuning.finish(folder)
-        elif given is not None and given.was_dropped:
-            plan_made = given.plan
-            plan_made.save(folder.plan)
-        else:
-            plan_made = prepared.plan
-        result = _record_result(trained, prepared, plan_made, tuning, changed, folder, command)
+    with torch_settings_put_back():
+        trainer = prepared.trainer(tuning.tuner if tuning is not None else given)
+        with open_run_folder(prepared.recipe.name, Path(out) if out else None, resume=resume) as folder:
+            if resume:
+                check_same_run(read_json(folder.recipe, kind="a run's recipe"), record)
+                folder.set_aside_results()
+            vouch(record.spec.reference)
+            write_json(folder.recipe, record.to_json())
+            keep(changed, folder.algorithm)
+            if not (resume and start.tunes and folder.plan.is_file()):  # which has what there is to go on with
+                start.plan.save(folder.plan)
+            if tuning is not None:
+                tuning.keep_plan_in(folder)
+            tensorboard = TensorBoardObserver(folder.tensorboard)
+            if not resume:
+                tensorboard.write_start(model, *prepared.loaders.first_samples())
+            link_latest(folder)
+            seed_everything(seed)
+            trained = trainer.train(folder, (*observers, tensorboard), resume=resume)
+            settings = changed.settings if changed is not None else ()
+            command = reproduction_command(record, [*overrides, *settings], plan, data_dir)
+            if tuning is not None:
+                plan_made = tuning.finish(folder)
+            elif given is not None and given.was_dropped:
+                plan_made = given.plan
+                plan_made.save(folder.plan)
+            else:
+                plan_made = prepared.plan
+            result = _record_result(trained, prepared, plan_made, tuning, changed, folder, command)
     return TrainedRun(folder, result, model.to("cpu"))
 
 
