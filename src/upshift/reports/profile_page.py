@@ -134,7 +134,7 @@ def _advice(place: int, advice: Record) -> Html:
         tag("p", tag("code", label(where))) if where else None,
         tag("p", label(text(advice, "action"))),
         tag("p", tag("small", prediction(advice).capitalize(), ". It changes what is learnt." if changes else ".")),
-        tag("pre", tag("code", command), tabindex=0) if command else None,
+        tag("pre", tag("code", command), tabindex=0),
     )
 
 
