@@ -287,6 +287,7 @@ def test_what_a_budget_left_untried_is_tried_by_the_next_training(
     tuned = tune(RECIPE, budget_seconds=1e-6)
     assert tuned.plan.memory_format == "contiguous"
     assert "not tried" in {trial["verdict"] for trial in tuned.plan.trials if trial["name"] == "channels_last"}
+    assert tuned.result["tuning"]["complete"] is False
     (path,) = no_memory.glob("*/plans/*.json")
     remembered = json.loads(path.read_text())["content"]
     assert remembered["complete"] is False and remembered["untried_seconds"] is None
