@@ -284,6 +284,16 @@ def test_threads_that_the_user_has_set_since_are_left_alone() -> None:
     assert torch.get_num_threads() == before + 2
 
 
+@pytest.fixture
+def usual_limit() -> Iterator[None]:
+    """Dynamo's own limit of recompiling, whatever tests before have left."""
+    before = torch._dynamo.config.recompile_limit
+    torch._dynamo.config.recompile_limit = 8
+    yield
+    torch._dynamo.config.recompile_limit = before  # monkeypatch would delete what is no plain attribute of the module
+
+
+@pytest.mark.usefixtures("usual_limit")
 def test_the_limit_of_recompiling_is_raised_for_blocks_alone_and_put_back() -> None:
     model, _, _ = make()
     before = torch._dynamo.config.recompile_limit
@@ -294,8 +304,8 @@ def test_the_limit_of_recompiling_is_raised_for_blocks_alone_and_put_back() -> N
     assert torch._dynamo.config.recompile_limit == before
 
 
-def test_a_limit_of_recompiling_that_was_raised_since_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", torch._dynamo.config.recompile_limit)
+@pytest.mark.usefixtures("usual_limit")
+def test_a_limit_of_recompiling_that_was_raised_since_stays() -> None:
     model, _, _ = make()
     plan(compile="regional").apply(model)
     torch._dynamo.config.recompile_limit = 1000
@@ -590,6 +600,7 @@ def test_a_plan_of_another_model_is_applied_with_a_warning() -> None:
     assert wider[0].weight.is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.usefixtures("usual_limit")
 def test_a_plan_in_a_framework_ends_with_its_training() -> None:
     model, optimizer, _ = make()
     threads = torch.get_num_threads()
