@@ -71,7 +71,7 @@ def test_trying_every_candidate_changes_nothing_in_what_is_learnt(tmp_path: Path
     plan = Plan(fused_optimizer=False)
     torch.manual_seed(seed)
     model = Wide()
-    plain = train(tmp_path / "plain", copy.deepcopy(model), plan=plan, loader=make(plan), seed=seed, epochs=40)
+    plain = train(tmp_path / "plain", copy.deepcopy(model), plan=plan, loader=make(plan), seed=seed, epochs=80)
     found = tuned(
         tmp_path / "tuned",
         model,
@@ -80,7 +80,7 @@ def test_trying_every_candidate_changes_nothing_in_what_is_learnt(tmp_path: Path
         arguments={"loader_for": make},
         facts={"num_cores": 2, "data_paths": ("resident", "mmap"), "data_path": "resident"},
         seed=seed,
-        epochs=40,
+        epochs=80,
     )
     verdicts = {
         "read-ahead from the store": "adopted",
