@@ -481,7 +481,7 @@ def test_ctrl_c_while_the_machine_is_measured_says_so_and_leaves_no_workers(monk
     before = multiprocessing.active_children()
     with pytest.raises(Interrupted, match="before anything was tried"):
         tune(mlp(), data=loader(num_workers=1))
-    assert multiprocessing.active_children() == before
+    assert not set(multiprocessing.active_children()) - set(before)  # those of tests before may end meanwhile
 
 
 def test_ctrl_c_keeps_the_best_plan_so_far(tmp_path: Path) -> None:
