@@ -8,12 +8,18 @@ import pytest
 
 from upshift.reports.tuned import algorithm_fact, split_sentence, step_fact, tuning_fact
 from upshift.training.config import TrainingConfig
-from upshift.tuning.batch_size import changed_algorithm
+from upshift.tuning.batch_size import ChangedAlgorithm, changed_algorithm
 from upshift.tuning.breakdown import estimate_breakdown
 
 SPLIT = estimate_breakdown(
     0.002, 0.008, batch_size=64, overhead_share=0.25, loader_samples_per_second=32_000.0
 ).to_json()
+
+
+def changed_batch(rates: dict[int, float]) -> ChangedAlgorithm:
+    return changed_algorithm(
+        TrainingConfig(batch_size=64), {size: [1 / rate] * 12 for size, rate in rates.items()}, 1.0
+    )
 
 
 def plain(text: str) -> str:
@@ -64,20 +70,21 @@ def test_tuning_that_cost_nothing_is_not_said_to_have_cost() -> None:
 
 
 def test_a_changed_algorithm_is_reported_as_what_it_is() -> None:
-    changed = changed_algorithm(TrainingConfig(batch_size=64), {64: 1000.0, 128: 1900.0, 256: 1950.0}, 1.0)
+    changed = changed_batch({64: 1000.0, 128: 1900.0, 256: 1950.0})
     fact = algorithm_fact({"algorithm": changed.to_json()})
     assert fact is not None and fact[:2] == ("algorithm", "changed")
     said = plain(fact[2])
     assert "128 in place of 64" in said and "1,000 samples/s → 1,900 samples/s" in said
     assert "0.01 → 0.02 (linear rule)" in said and "no longer the recipe's" in said
-    kept = changed_algorithm(TrainingConfig(batch_size=64), {64: 1000.0, 128: 1001.0}, 1.0)
+    assert "1.9×, interval 1.9–1.9×" in said.replace("1.90", "1.9")
+    kept = changed_batch({64: 1000.0, 128: 1001.0})
     fact = algorithm_fact({"algorithm": kept.to_json()})
     assert fact is not None and fact[1] == "as it was" and "stays at 64" in fact[2]
     assert algorithm_fact({"algorithm": None}) is None and algorithm_fact({}) is None
 
 
 def test_a_larger_batch_is_no_part_of_what_the_plan_gained() -> None:
-    changed = changed_algorithm(TrainingConfig(batch_size=64), {64: 1000.0, 128: 1900.0}, 1.0)
+    changed = changed_batch({64: 1000.0, 128: 1900.0})
     result = {"tuning": {"seconds": 0.1, "net_seconds": -0.1}, "plan": {"trials": [changed.trial().to_json()]}}
     fact = tuning_fact(result)
     assert fact is not None and fact[1] == "plain"

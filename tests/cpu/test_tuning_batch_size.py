@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import random
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +27,29 @@ from upshift.tuning.batch_size import (
     knee,
     scaled,
     scaling_rule,
+    speedups,
 )
 
 RATES = st.dictionaries(
     st.sampled_from([2**power for power in range(16)]), st.floats(1e-3, 1e9), min_size=1, max_size=10
 )
+
+
+def rounds_of(rates: Mapping[int, float], num_rounds: int = 12) -> dict[int, list[float]]:
+    """Seconds a sample at these rates, without noise."""
+    return {size: [1 / rate] * num_rounds for size, rate in rates.items()}
+
+
+def noisy_rounds(rates: Mapping[int, float], order: random.Random, num_rounds: int = 12) -> dict[int, list[float]]:
+    """The same on a machine that drifts, with bursts in one turn of twenty."""
+    times: dict[int, list[float]] = {size: [] for size in rates}
+    for _ in range(num_rounds):
+        drift = math.exp(order.gauss(0, 0.2))
+        for size, rate in rates.items():
+            burst = 3.0 if order.random() < 0.05 else 1.0
+            times[size].append(drift * burst * math.exp(order.gauss(0, 0.05)) / rate)
+    return times
+
 
 # The rules
 
@@ -76,8 +96,11 @@ def test_the_rule_is_that_of_the_optimizer(optimizer: str, rule: str) -> None:
 def test_a_change_is_all_or_nothing(rates: dict[int, float], optimizer: str, rate: float) -> None:
     first = min(rates)
     config = TrainingConfig(batch_size=first, optimizer=OptimizerConfig(name=optimizer, lr=rate), max_steps=1000)
-    found = changed_algorithm(config, rates, 1.0)
-    assert found.new_batch_size == knee(rates) >= first
+    found = changed_algorithm(config, rounds_of(rates), 1.0)
+    faster = {size: value for size, value in rates.items() if value > rates[first] * (1 + 1e-9)} | {first: rates[first]}
+    assert found.new_batch_size == knee(faster) or math.isclose(
+        rates[found.new_batch_size], KNEE_SHARE * max(rates.values()), rel_tol=1e-9
+    )
     assert found.adopted == bool(found.settings) == (found.new_learning_rate != rate)
     assert found.trial().tier == "C" and json.loads(json.dumps(found.to_json()))["adopted"] is found.adopted
     if found.adopted:
@@ -94,7 +117,7 @@ def test_what_counts_in_steps_follows_the_batch() -> None:
         ema_decay=0.99,
         max_steps=401,
     )
-    found = changed_algorithm(config, {64: 100.0, 128: 190.0, 256: 380.0, 512: 390.0}, 1.0)
+    found = changed_algorithm(config, rounds_of({64: 100.0, 128: 190.0, 256: 380.0, 512: 390.0}), 1.0)
     assert found.settings == (
         "batch_size=256",
         "optimizer.lr=0.04",
@@ -109,8 +132,43 @@ def test_what_counts_in_steps_follows_the_batch() -> None:
     "schedule", [ScheduleConfig(name="one_cycle"), ScheduleConfig(name="cosine", warmup_fraction=0.1)]
 )
 def test_a_warm_up_of_the_recipe_is_kept(schedule: ScheduleConfig) -> None:
-    found = changed_algorithm(TrainingConfig(batch_size=64, schedule=schedule), {64: 1.0, 128: 2.0}, 1.0)
+    found = changed_algorithm(TrainingConfig(batch_size=64, schedule=schedule), rounds_of({64: 1.0, 128: 2.0}), 1.0)
     assert found.warmup_fraction is None and not any("warmup" in setting for setting in found.settings)
+
+
+def test_batches_that_are_equally_fast_are_not_taken_for_their_luck() -> None:
+    order, config = random.Random(0), TrainingConfig(batch_size=64)
+    equal = dict.fromkeys((64, 128, 256, 512, 1024, 2048), 1000.0)
+    num_wrong = proven = 0
+    for _ in range(1000):
+        times = noisy_rounds(equal, order)
+        proven += any(found.low > 1.0 for found in speedups(times, 64).values())
+        num_wrong += changed_algorithm(config, times, 1.0).adopted
+    assert num_wrong <= proven <= 50, "5 % for all sizes together"
+
+
+def test_a_batch_that_is_much_faster_is_found_through_the_noise() -> None:
+    order, config = random.Random(0), TrainingConfig(batch_size=64)
+    rates = {64: 1000.0, 128: 1500.0, 256: 1900.0, 512: 1910.0}
+    taken = [changed_algorithm(config, noisy_rounds(rates, order), 1.0).new_batch_size for _ in range(200)]
+    assert sum(size > 128 for size in taken) >= 190
+
+
+def test_too_few_rounds_prove_nothing() -> None:
+    found = changed_algorithm(TrainingConfig(batch_size=64), rounds_of({64: 1.0, 128: 2.0}, 5), 1.0)
+    assert not found.adopted and "no larger batch is proven faster" in found.reason
+    assert found.to_json()["speedups"]["128"] == [pytest.approx(2.0), 0.0, None]
+    assert found.trial().speedup_interval is None
+
+
+def test_what_was_measured_is_evidence_with_its_interval() -> None:
+    times = noisy_rounds({64: 1000.0, 128: 1500.0}, random.Random(0))
+    found = changed_algorithm(TrainingConfig(batch_size=64), times, 1.0, note="256 samples did not fit into memory")
+    interval = found.speedups[128]
+    assert found.adopted and 1.0 < interval.low < interval.estimate < interval.high
+    trial = found.trial()
+    assert trial.speedup_interval == (interval.low, interval.high) and trial.num_rounds == found.num_rounds == 12
+    assert "proven faster" in found.reason and found.reason.endswith("256 samples did not fit into memory")
 
 
 # What is allowed
@@ -141,7 +199,8 @@ def test_a_run_that_may_change_the_batch_says_what_it_changed_and_can_be_made_ag
     result = train("digits", overrides=few, out=tmp_path / "run", plan="baseline", allow=("algorithm",)).result
     changed = result["algorithm"]
     assert changed["batch_size"] == 8 and changed["rule"] == "square root"
-    assert changed["new_batch_size"] == knee({int(size): rate for size, rate in changed["rates"].items()})
+    proven = {8: 1.0} | {int(size): ratio for size, (ratio, low, _) in changed["speedups"].items() if low > 1.0}
+    assert changed["new_batch_size"] == knee(proven)
     factor = changed["new_batch_size"] / 8
     assert changed["new_learning_rate"] == pytest.approx(changed["learning_rate"] * math.sqrt(factor))
     recipe = json.loads((tmp_path / "run" / "recipe.json").read_text())["recipe"]

@@ -32,7 +32,9 @@ def test_with_leave_the_batch_grows_to_the_knee_and_the_run_says_so(tmp_path: Pa
     changed = result["algorithm"]
     assert changed["adopted"] and (changed["batch_size"], changed["new_batch_size"]) == (64, 128)
     assert changed["rule"] == "linear" and changed["new_learning_rate"] == pytest.approx(0.004)
-    assert changed["rates"]["128"] > 1.5 * changed["rates"]["64"]
+    assert changed["rates"]["128"] > 1.5 * changed["rates"]["64"] and changed["num_rounds"] == 12
+    ratio, low, high = changed["speedups"]["128"]
+    assert 1.5 < low < ratio < high
     assert result["steps"] == 2 * math.ceil(1437 / 128), "the same epochs"
     assert result["plan"]["trials"][0]["name"] == "batch size 128" and result["plan"]["trials"][0]["tier"] == "C"
     recipe = json.loads((out / "recipe.json").read_text())["recipe"]
@@ -60,6 +62,44 @@ def test_a_batch_that_is_no_faster_is_not_taken(tmp_path: Path) -> None:
     recipe = replace(RECIPE, name="per-sample", model=PerSample)
     result = train(recipe, overrides=SHORT, out=tmp_path / "run", plan="baseline", allow=("algorithm",)).result
     assert result["algorithm"]["adopted"] is False and result["algorithm"]["settings"] == []
+    assert result["steps"] == 2 * math.ceil(1437 / 64)
+
+
+class Fragmenting(Layered):
+    """Has room for a batch of twice the recipe's a few times, and then no more.
+
+    Args:
+        most: Samples that always fit.
+        num_times: That larger batches fit.
+    """
+
+    def __init__(self, most: int = 64, num_times: int = 20) -> None:
+        super().__init__()
+        self.most, self.num_times = most, num_times
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        if self.training and len(images) > self.most:
+            self.num_times -= 1
+            if self.num_times < 0:
+                raise torch.OutOfMemoryError("no room")
+        return super().forward(images)
+
+
+@pytest.mark.parametrize("num_times", [0, 20])
+def test_a_batch_that_runs_out_of_memory_is_out_whenever_that_is(tmp_path: Path, num_times: int) -> None:
+    recipe = replace(RECIPE, name="fragmenting", model=Fragmenting, model_args={"num_times": num_times})
+    changed = train(recipe, overrides=SHORT, out=tmp_path / "run", plan="baseline", allow=("algorithm",)).result[
+        "algorithm"
+    ]
+    assert changed["adopted"] is False and "128 samples did not fit into memory" in changed["reason"]
+    assert list(changed["rates"]) == ["64"] and changed["speedups"] == {}
+
+
+def test_where_not_even_the_recipes_batch_fits_training_goes_on_in_smaller_parts(tmp_path: Path) -> None:
+    recipe = replace(RECIPE, name="fragmenting", model=Fragmenting, model_args={"most": 32, "num_times": 0})
+    result = train(recipe, overrides=SHORT, out=tmp_path / "run", plan="baseline", allow=("algorithm",)).result
+    assert result["algorithm"]["adopted"] is False and result["algorithm"]["rates"] == {}
+    assert "64 samples did not fit into memory" in result["algorithm"]["reason"]
     assert result["steps"] == 2 * math.ceil(1437 / 64)
 
 

@@ -79,12 +79,18 @@ def algorithm_sentence(result: Record) -> str:
     rates = record(changed, "rates")
     sizes = [count(changed, "batch_size"), count(changed, "new_batch_size")]
     before, after = (amount(rates, str(size)) for size in sizes)
+    if changed.get("adopted") is not True:
+        why = text(changed, "reason")
+        return f"the batch stays at {sizes[0]} samples: {why}" if sizes[0] and why else ""
     if before is None or after is None:
         return ""
-    if changed.get("adopted") is not True:
-        return f"the batch stays at {sizes[0]} samples: no larger one was clearly faster ({units.rate(before)})"
     rate, new_rate = amount(changed, "learning_rate"), amount(changed, "new_learning_rate")
-    said = f"batches of {sizes[1]} in place of {sizes[0]} samples ({units.rate(before)} → {units.rate(after)})"
+    rates_said = f"{units.rate(before)} → {units.rate(after)}"
+    found = record(changed, "speedups").get(str(sizes[1]))
+    if isinstance(found, list) and len(found) == 3 and all(isinstance(end, float) for end in found):
+        ends = found[1], found[2]
+        rates_said += f", {units.factor(found[0], ends)}, interval {units.factor_range(*ends)}"
+    said = f"batches of {sizes[1]} in place of {sizes[0]} samples ({rates_said})"
     if rate is not None and new_rate is not None:
         to = units.setting(float(f"{new_rate:.3g}"))
         said += f", learning rate {units.setting(rate)} → {to} ({text(changed, 'rule')} rule)"

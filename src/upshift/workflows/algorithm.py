@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
+import math
 import random
-import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import torch
 
 from upshift.core import clock
 from upshift.core.files import read_json, write_json
+from upshift.core.stats import Interval
 from upshift.errors import ArtifactError
 from upshift.recipes.overrides import with_overrides
 from upshift.training.loss import CrossEntropy
@@ -23,9 +24,10 @@ from upshift.tuning.batch_size import ChangedAlgorithm, batch_sizes, changed_alg
 from upshift.workflows.datasets import make_loaders
 from upshift.workflows.preparation import Prepared
 
-NUM_ROUNDS = 5
-BLOCK_SECONDS, BLOCK_STEPS = 0.05, 2
-"""A turn of a batch size lasts at least so long and so many steps."""
+NUM_ROUNDS = 12
+"""With 8, five larger sizes can be proven faster at 95 % together only if every round agrees; 12 forgive some."""
+BLOCK_SECONDS, BLOCK_STEPS = 0.025, 2
+"""A turn of a batch size lasts at least so long and so many steps, after one that settles it."""
 LEAST_SECONDS, MOST_SECONDS, SECONDS_SHARE = 2.0, 60.0, 0.03
 """What measuring may take: a share of the training's expected time, within these bounds."""
 
@@ -70,12 +72,13 @@ def _read(path: Path) -> ChangedAlgorithm | None:
     try:
         return ChangedAlgorithm(
             rates={int(size): float(rate) for size, rate in document["rates"].items()},
+            speedups={int(size): _interval(*found) for size, found in document["speedups"].items()},
             settings=tuple(str(setting) for setting in document["settings"]),
             **{
                 name: document[name]
                 for name in (
                     *("batch_size", "new_batch_size", "learning_rate", "new_learning_rate"),
-                    *("rule", "warmup_fraction", "seconds", "reason"),
+                    *("rule", "warmup_fraction", "num_rounds", "seconds", "reason"),
                 )
             },
         )
@@ -87,40 +90,97 @@ def _read(path: Path) -> ChangedAlgorithm | None:
         ) from error
 
 
+def _interval(estimate: float, low: float, high: float | None) -> Interval:
+    return Interval(estimate, low, math.inf if high is None else high)
+
+
 def _measured(prepared: Prepared) -> ChangedAlgorithm:
     start, generators = clock.now(), rng_state(prepared.device)
+    rounds = _Rounds(prepared)
     try:
-        rates = _rates(prepared)
+        rounds.run()
     finally:
         restore_rng_state(generators, prepared.device)
-    return changed_algorithm(prepared.recipe, rates, clock.now() - start)
+    return changed_algorithm(prepared.recipe, rounds.times, clock.now() - start, note=rounds.note)
 
 
-def _rates(prepared: Prepared) -> Mapping[int, float]:
-    """Samples a second by batch size, in interleaved rounds, as far as time and memory go."""
-    recipe, train = prepared.recipe, prepared.loaders.train
-    bench = _Bench(prepared)
-    sizes = [recipe.batch_size]
-    seconds = {recipe.batch_size: bench.turn(recipe.batch_size)}
-    whole = recipe.epochs * train.num_samples * seconds[recipe.batch_size]
-    budget = min(MOST_SECONDS, max(LEAST_SECONDS, SECONDS_SHARE * whole))
-    for size in batch_sizes(recipe.batch_size, train.num_samples)[1:]:
-        turns = sum(max(BLOCK_SECONDS, BLOCK_STEPS * each * seconds[sizes[-1]]) for each in (*sizes, size))
-        if (NUM_ROUNDS + 1) * turns > budget:
-            break
+class _Rounds:
+    """Interleaved rounds of all batch sizes that time and memory allow.
+
+    Attributes:
+        times: Seconds a sample by batch size, one value a round; of sizes that never ran out of memory.
+        note: What did not fit into memory.
+    """
+
+    def __init__(self, prepared: Prepared) -> None:
+        self._prepared, self._bench = prepared, _Bench(prepared)
+        self._first: dict[int, float] = {}
+        self.times: dict[int, list[float]] = {}
+        self.note = ""
+
+    def run(self) -> None:
+        """Make the rounds."""
+        batch_size, start = self._prepared.recipe.batch_size, clock.now()
+        first = self._turn(batch_size)
+        if first is None:
+            return
+        self._first[batch_size] = first
+        self.times[batch_size] = []
+        whole = self._prepared.recipe.epochs * self._prepared.loaders.train.num_samples * first
+        budget = min(MOST_SECONDS, max(LEAST_SECONDS, SECONDS_SHARE * whole))
+        self._enter(budget)
+        order = random.Random(self._prepared.seed)
+        for _ in range(NUM_ROUNDS):
+            # Fewer rounds than planned, as on a machine that became busy, widen the intervals.
+            if len(self.times) < 2 or clock.now() - start > budget:
+                break
+            self._round(order)
+        if not self.times.get(batch_size):
+            self.times = {batch_size: [first]}
+
+    def _enter(self, budget: float) -> None:
+        """Begin with all larger sizes that fit into memory, as long as rounds of all fit into the budget."""
+        sizes = batch_sizes(self._prepared.recipe.batch_size, self._prepared.loaders.train.num_samples)
+        last = self._first[sizes[0]]
+        for size in sizes[1:]:
+            turns = sum(
+                max(BLOCK_SECONDS, BLOCK_STEPS * each * seconds) + each * seconds
+                for each, seconds in (*self._first.items(), (size, last))
+            )
+            if (NUM_ROUNDS + 1) * turns > budget:
+                return
+            seconds = self._turn(size)
+            if seconds is None:
+                return
+            self._first[size] = last = seconds
+            self.times[size] = []
+
+    def _round(self, order: random.Random) -> None:
+        """A turn of each size; one that runs out of memory is out of all rounds, with those that are larger."""
+        found: dict[int, float] = {}
+        for size in order.sample(list(self.times), len(self.times)):
+            if size not in self.times:
+                continue
+            seconds = self._turn(size)
+            if seconds is not None:
+                found[size] = seconds
+                continue
+            for each in [each for each in self.times if each >= size]:
+                del self.times[each]
+            if not self.times:  # not even the recipe's own batch fits any more
+                return
+        for size in self.times:
+            self.times[size].append(found[size])
+
+    def _turn(self, size: int) -> float | None:
+        """Seconds a sample; None where memory does not suffice."""
         try:
-            seconds[size] = bench.turn(size)
+            return self._bench.turn(size)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            break
-        sizes.append(size)
-    times: dict[int, list[float]] = {size: [] for size in sizes}
-    order = random.Random(prepared.seed)
-    for _ in range(NUM_ROUNDS if len(sizes) > 1 else 0):
-        for size in order.sample(sizes, len(sizes)):
-            times[size].append(bench.turn(size))
-    return {size: 1.0 / statistics.median(times[size] or [seconds[size]]) for size in sizes}
+        self.note = f"{size} samples did not fit into memory"
+        return None
 
 
 class _Bench:
