@@ -33,7 +33,7 @@ def emit_accelerate(job: Job) -> Emission:
         constants,
         *model_sections(job, carried, to_device=True),
         *block_sections(job, carried),
-        *memory_section(job),
+        *memory_section(job, carried),
         seed_everything(),
         *data_sections(job, carried),
         make_optimizer(job),

@@ -46,7 +46,7 @@ def emit_hf(asked: Job) -> Emission:
         constants,
         *model_sections(job, carried, to_device=True),
         *block_sections(job, carried),
-        *memory_section(job),
+        *memory_section(job, carried),
         seed_everything(),
         *data_sections(job, carried),
         epochs_section(as_mapping=True),

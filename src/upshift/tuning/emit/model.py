@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from upshift.core.malloc import can_keep_freed_memory
 from upshift.training.execution import MAX_VARIANTS_OF_A_BLOCK, recomputed, repeated_blocks
 from upshift.tuning.emit.carry import Carried
 from upshift.tuning.emit.job import Job
@@ -65,20 +66,21 @@ def keeps_freed_memory(job: Job) -> bool:
     return job.plan.keep_freed_memory and job.plan.device in ("auto", "cpu")
 
 
-def memory_section(job: Job) -> Sequence[str]:
-    """The function `keep_freed_memory`, if the plan has use for it."""
-    return when(
-        keeps_freed_memory(job),
-        lines(
-            "def keep_freed_memory() -> None:",
-            '    """Have glibc keep the memory that a step frees for the next one: see mallopt(3)."""',
-            '    if DEVICE.type == "cpu" and platform.libc_ver()[0] == "glibc":',
-            "        mallopt = ctypes.CDLL(None).mallopt",
-            "        # M_MMAP_THRESHOLD: only larger blocks are given back; older glibc takes at most 32 MiB",
-            "        mallopt(-3, 2**30) or mallopt(-3, 2**25)",
-            "        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: no free memory at the end is given back",
-        ),
+def memory_section(job: Job, carried: Carried) -> Sequence[str]:
+    """The function `keep_freed_memory`, if the plan has use for it, after what it asks first."""
+    if not keeps_freed_memory(job):
+        return []
+    may_keep = carried.add(can_keep_freed_memory)
+    section = lines(
+        "def keep_freed_memory() -> None:",
+        '    """Have glibc keep the memory that a step frees for the next one: see mallopt(3)."""',
+        f'    if DEVICE.type == "cpu" and {may_keep}():',
+        "        mallopt = ctypes.CDLL(None).mallopt",
+        "        # M_MMAP_THRESHOLD: only larger blocks are given back; older glibc takes at most 32 MiB",
+        "        mallopt(-3, 2**30) or mallopt(-3, 2**25)",
+        "        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: no free memory at the end is given back",
     )
+    return [carried.take(), section]
 
 
 def replaces_blocks(job: Job) -> bool:
