@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import os
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -15,14 +17,18 @@ from pathlib import Path
 import pytest
 import torch
 from layered_recipe import RECIPE
-from live_trainings import CLASSES, Net, assert_same_losses, is_channels_last, train, tuned
+from live_trainings import CLASSES, Net, Trained, assert_same_losses, is_channels_last, train, tuned
 from torch import nn
 
 import upshift
+from simulated_clock import simulated_clock
 from upshift.core.environment import num_usable_cores
 from upshift.core.load import LoadMeter
+from upshift.tuning.candidates import Candidate
 from upshift.tuning.plan import BASELINE, load_plan
 from upshift.tuning.tuner import TunerConfig
+
+NUM_EQUAL = 8
 
 
 class Sleeping(Net):
@@ -59,6 +65,45 @@ def test_a_machine_under_full_load_is_told_and_nothing_slower_is_taken(tmp_path:
     assert found.trials["channels_last"].verdict == "refused"
     assert found.plan == BASELINE
     assert any("other programs used" in note for note in found.ledger.notes)
+
+
+def equally_fast(*_: object) -> list[Candidate]:
+    """Candidates that change nothing: a batch of 16 samples fits whole into each of these parts."""
+    return [
+        Candidate(name=f"parts of {size}", changes={"micro_batch_size": size}, gain=0.5, reason="looks promising")
+        for size in range(17, 17 + NUM_EQUAL)
+    ]
+
+
+def race_of_equals(folder: Path) -> Trained:
+    return tuned(folder, Net(), epochs=5000, tuner_config=TunerConfig(stop_when_done=True))
+
+
+def median_width(found: Trained) -> float:
+    """Of the intervals of all candidates, as a factor's logarithm."""
+    intervals = [trial.speedup_interval for trial in found.ledger.trials]
+    return statistics.median(
+        math.log(interval[1] / interval[0]) if interval is not None and interval[0] > 0 else math.inf
+        for interval in intervals
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not can_tell_load(), reason="this system does not tell what other programs use")
+def test_of_equally_fast_candidates_none_is_chosen_for_what_other_programs_did(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    monkeypatch.setattr("upshift.tuning.challenges.candidates", equally_fast)
+    with simulated_clock():
+        calm = race_of_equals(tmp_path / "calm")
+    request.getfixturevalue("full_load")
+    loaded = race_of_equals(tmp_path / "loaded")
+    for found in (calm, loaded):
+        assert len(found.trials) == NUM_EQUAL and all(trial.num_rounds > 0 for trial in found.ledger.trials)
+        # In one race of twenty there may be one; for two by chance it would take hundreds.
+        assert sum(trial.verdict == "adopted" for trial in found.ledger.trials) <= 1
+    assert median_width(loaded) > median_width(calm)
+    assert any("other programs used" in note for note in loaded.ledger.notes)
 
 
 def test_a_run_that_tunes_itself_learns_what_a_plain_one_learns_and_its_records_agree(
