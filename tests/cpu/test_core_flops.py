@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from upshift.core import flops
-from upshift.core.flops import StepCost, step_cost
+from upshift.core.flops import StepCost, step_cost, with_update
 
 
 def cost(
@@ -248,3 +248,52 @@ def test_tensors_without_a_storage_do_not_stop_the_count() -> None:
         torch.sparse.mm(sparse, model.weight).sum().backward()
 
     assert step_cost(model, step).parameter_bytes == 64
+
+
+def updated(optimizer: torch.optim.Optimizer, model: nn.Module, inputs: torch.Tensor) -> tuple[StepCost, StepCost]:
+    """The cost of a step's passes, and of the step with its update; the optimizer has made a step before."""
+
+    def passes() -> None:
+        optimizer.zero_grad()
+        model(inputs).sum().backward()
+
+    passes()
+    optimizer.step()
+    found = step_cost(model, passes)
+    return found, with_update(found, [optimizer])
+
+
+def test_an_update_reads_and_writes_weights_gradients_and_state() -> None:
+    model = nn.Linear(7, 5)
+    before, found = updated(torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), model, torch.randn(3, 7))
+    weights = 4 * (7 * 5 + 5)
+    assert found.has_optimizer and found.optimizer_state_bytes == weights
+    assert found.bytes_min - before.bytes_min == 3 * weights + 2 * weights
+    assert found.flops == before.flops and found.uncounted == ()
+
+
+def test_the_products_of_an_update_are_counted_and_it_changes_nothing() -> None:
+    model = nn.Linear(24, 16, bias=False)
+    optimizer = torch.optim.Muon(model.parameters(), lr=0.1)
+    weights = [parameter.clone() for parameter in model.parameters()]
+    before, found = updated(optimizer, model, torch.randn(3, 24))
+    # Five iterations of Newton and Schulz: X Xᵀ, its square, and that times X, with X of 16 by 24.
+    assert found.flops - before.flops == 5 * 2 * (16 * 16 * 24 + 16**3 + 16 * 16 * 24)
+    after = [parameter.clone() for parameter in model.parameters()]
+    with_update(before, [optimizer])
+    assert all(torch.equal(one, other) for one, other in zip(after, model.parameters(), strict=True))
+    assert not all(torch.equal(one, other) for one, other in zip(after, weights, strict=True))
+
+
+class Unready(torch.optim.SGD):
+    """Of another package, and cannot make its step just like that."""
+
+    def step(self, closure: object = None) -> None:  # type: ignore[override]
+        raise RuntimeError("a closure is needed")
+
+
+def test_an_update_that_cannot_be_counted_is_named() -> None:
+    model = nn.Linear(7, 5)
+    found = step_cost(model, lambda: model(torch.randn(3, 7)).sum().backward())
+    counted = with_update(found, [Unready(model.parameters(), lr=0.1)])
+    assert counted.uncounted == ("Unready.step",) and counted.flops == found.flops and counted.has_optimizer

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from live_trainings import (
+    ANY_PRICE,
     CLASSES,
     Batches,
     Net,
@@ -217,3 +219,11 @@ def test_what_is_tried_after_an_adoption_is_expected_to_gain_what_is_left_to_gai
     data, layout = found.trials["read-ahead from the store"], found.trials["channels_last"]
     assert data.verdict == "adopted" and data.step < layout.step
     assert layout.expected_gain > 0.085, "a tenth of a step that hardly waits any more, as it did for a third of it"
+
+
+def test_a_step_that_is_held_against_the_machines_limit_has_its_update(tmp_path: Path) -> None:
+    found = tuned(tmp_path, Net(), tuner_config=replace(ANY_PRICE, stop_when_done=True), epochs=30)
+    assert found.tuner is not None
+    cost = found.tuner.observer.cost
+    assert cost is not None and cost.has_optimizer
+    assert cost.optimizer_state_bytes == cost.trained_bytes > 0, "the momentum"

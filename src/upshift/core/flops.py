@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 import sys
 import warnings
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -29,8 +30,9 @@ class StepCost:
 
     Attributes:
         flops: Floating-point operations of matrix products, convolutions, attention and recurrent layers, forward
-            and backward; a multiplication with its addition counts as two. Element-wise work, norms, pooling,
-            embeddings and the optimizer count as none: it is memory that limits these.
+            and backward, and of an optimizer that makes such products; a multiplication with its addition counts as
+            two. Element-wise work, norms, pooling, embeddings and other optimizers count as none: it is memory that
+            limits these.
         parameter_bytes: Size of all parameters of the model.
         trained_bytes: Size of those that get a gradient; their gradients are as large.
         optimizer_state_bytes: Size of the optimizer's state.
@@ -106,6 +108,45 @@ def step_cost(
         has_optimizer=optimizer is not None,
         uncounted=names.uncounted(set(counter.flop_registry)),
     )
+
+
+def with_update(cost: StepCost, optimizers: Sequence[torch.optim.Optimizer]) -> StepCost:
+    """The cost of a step's forward and backward pass with that of updating the weights.
+
+    The state of the optimizers is as large as it is now: they have made a step or more. Those of torch make no products
+    of matrices, but for Muon; of any other, a step is made by a copy, whose gradients are zero; it may draw random
+    numbers.
+
+    Args:
+        cost: Of the passes.
+        optimizers: What updates the weights.
+    """
+    flops, uncounted = cost.flops, set(cost.uncounted)
+    for optimizer in optimizers:
+        kind = type(optimizer)
+        if kind.__module__.startswith("torch.optim.") and kind is not torch.optim.Muon:
+            continue
+        try:
+            flops += _update_flops(optimizer)
+        except Exception:  # of a lack of memory, of code of another package
+            uncounted.add(f"{kind.__name__}.step")
+    return replace(
+        cost,
+        flops=flops,
+        optimizer_state_bytes=sum(map(_state_bytes, optimizers)),
+        has_optimizer=True,
+        uncounted=tuple(sorted(uncounted)),
+    )
+
+
+def _update_flops(optimizer: torch.optim.Optimizer) -> int:
+    copied = copy.deepcopy(optimizer)
+    for group in copied.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+    with flop_counter.FlopCounterMode(display=False, custom_mapping=_formulas()) as counter:
+        copied.step()
+    return int(counter.get_total_flops())
 
 
 class _Kept:

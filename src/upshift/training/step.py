@@ -85,6 +85,11 @@ class TrainingStep:
         return self._executor.scaler
 
     @property
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        """Those that update the parameters."""
+        return self._optimizer.optimizers
+
+    @property
     def is_underway(self) -> bool:
         """Whether a step was begun and not made: it raised, and nothing has mended that yet."""
         return self._is_underway

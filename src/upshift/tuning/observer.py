@@ -6,8 +6,9 @@ import math
 from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
-from upshift.core.flops import StepCost, step_cost
+from upshift.core.flops import StepCost, step_cost, with_update
 from upshift.training.conductor import Conducted
+from upshift.training.rng import restore_rng_state, rng_state
 from upshift.tuning.breakdown import Breakdown, StepFacts, estimate_breakdown, loader_ceiling
 from upshift.tuning.candidates import Candidate, Job, Observed, cheapest_compilation
 from upshift.tuning.ledger import Ledger
@@ -34,7 +35,8 @@ class StepObserver:
         at_any_cost: Look into a step even where the training is too short to profit.
 
     Attributes:
-        cost: Operations and bytes of a step's forward and backward pass; None where the training is too short to look.
+        cost: Operations and bytes of a step, its update of the weights included; None where the training is too short
+            to look.
         mix: The operators of a step; None where the training is too short to look.
         first_split: Where the time of a step went by the first plan; None where there are too few steps, or none was
             made by it, as training goes on with another.
@@ -131,7 +133,7 @@ class StepObserver:
                 return
         batch = self._live.batch
         try:
-            self.cost = step_cost(loop.model, lambda: loop.step.gradients(*batch))
+            self.cost = self._cost_of_step(loop)
             self._mix_of = self._ledger.plan.compile
             self.mix = operator_mix(lambda: loop.step.gradients(*batch), step_seconds, self._job.device)
         except Exception as error:  # of a profiler that is in use elsewhere, of a model that it cannot see through
@@ -139,6 +141,13 @@ class StepObserver:
             self._ledger.notes.append(f"nothing was compiled, as the step could not be looked into: {why}")
         else:
             self._ledger.num_operators = self.mix.num_calls
+
+    def _cost_of_step(self, loop: Conducted) -> StepCost:
+        batch, generators = self._live.batch, rng_state(loop.device)
+        try:
+            return with_update(step_cost(loop.model, lambda: loop.step.gradients(*batch)), loop.step.optimizers)
+        finally:
+            restore_rng_state(generators, loop.device)
 
     def _not_worth_a_look(self, loop: Conducted, cheapest: Candidate) -> str | None:
         """Why the operators of a step are not counted, which tells what compiling would gain; None if they are.
