@@ -22,6 +22,7 @@ from upshift.core.limits import Limits, best_of, known_limits, limits, measure_l
 from upshift.core.roofline import share_of_limit
 from upshift.core.typed_fields import to_json
 from upshift.errors import ConfigError, UnknownNameError
+from upshift.workflows.live_tuning import fast_dtypes
 
 CPU = torch.device("cpu")
 KNOWN = Limits(
@@ -276,3 +277,8 @@ def test_a_real_step_has_a_share(tmp_path: Path) -> None:
     cost = step_cost(model, lambda: model(inputs).sum().backward())
     found = share_of_limit(cost, 1e-3, limits("cpu", cache=TuningCache(tmp_path), environment="here"), "fp32")
     assert found.share > 0 and found.limited_by in ("compute", "cache", "memory")
+
+
+def test_precisions_are_fast_beside_fp32_and_none_is_where_that_is_not_known() -> None:
+    assert fast_dtypes(KNOWN) == ("bf16",)
+    assert fast_dtypes(replace(KNOWN, matmul_flops={"bf16": 8e11})) == ()

@@ -338,6 +338,8 @@ def fast_dtypes(machine: Limits | None) -> tuple[str, ...]:
     """Precisions in which products are clearly faster than in fp32."""
     if machine is None:
         return ("tf32", "bf16") if torch.cuda.is_available() else ()
+    if "fp32" not in machine.matmul_flops:  # nothing to compare with
+        return ()
     least = WORTHWHILE * machine.matmul_flops["fp32"]
     return tuple(name for name in ("tf32", "bf16", "fp16") if machine.matmul_flops.get(name, 0.0) > least)
 
