@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -110,6 +112,17 @@ def test_channels_last_changes_the_layout_alone(path, augment) -> None:
         assert inputs.is_contiguous(memory_format=torch.channels_last)
         assert torch.equal(labels, expected_labels)
         torch.testing.assert_close(inputs, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("path", ["resident", "mmap"])
+def test_rows_that_were_freed_take_no_memory_and_are_there_again_when_wanted(path) -> None:
+    split, info = images(30)
+    loaded = loader(split, info, data_path=path, channels_last=True)
+    whole = list(loaded.epoch(1))
+    held = weakref.ref(loaded._rows.untyped_storage())
+    loaded.free()
+    assert (held() is None) == (path == "resident")
+    assert_same(loaded.epoch(1), whole)
 
 
 def test_epochs_and_seeds_differ() -> None:

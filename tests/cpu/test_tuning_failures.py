@@ -12,8 +12,10 @@ import torch
 from live_trainings import CLASSES, CPU, Batches, Net, Trained, Trouble, assert_same_losses, job, plainly, train, tuned
 from torch import nn
 
+from simulated_clock import spend
 from upshift.training.rng import rng_state
 from upshift.tuning.config import KnownPlan, TunerConfig
+from upshift.tuning.fidelity import HonestDeviation
 from upshift.tuning.plan import BASELINE, Plan
 
 pytestmark = pytest.mark.usefixtures("simulated_clock")
@@ -75,6 +77,41 @@ def test_dropout_that_draws_otherwise_in_another_layout_is_refused(tmp_path: Pat
 def test_a_candidate_whose_gradients_are_not_finite_is_refused(tmp_path: Path) -> None:
     plain, found = both(tmp_path, lambda logits: logits * float("nan"))
     assert found.trials["channels_last"].verdict == "refused" and found.losses == plain.losses
+
+
+# Without the memory for plain gradients
+
+
+class Large(Net):
+    """Faster on two threads; in contiguous layout, as plain steps have it, no more than some samples fit in memory."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.most = most
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        spend(0.02 / torch.get_num_threads())
+        if self.training and self.conv.weight.is_contiguous() and len(images) > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
+        return super().forward(images)
+
+
+@pytest.mark.parametrize("most", [8, 2, 0])
+def test_plain_gradients_that_do_not_fit_in_memory_are_no_candidates_fault(most: int, tmp_path: Path) -> None:
+    found = tuned(tmp_path, Large(most), plan=CHANNELS_LAST, facts={"num_cores": 2}, epochs=10)
+    trial = found.trials["2 threads"]
+    if most > 0:
+        assert trial.verdict == "adopted" and trial.gradient_error is not None and trial.gradient_error < 1e-4
+        assert trial.gradient_noise is not None
+    else:
+        assert trial.verdict == "refused" and "could not be checked: plain ones" in trial.reason
+        assert trial.gradient_error is None
+    assert found.trainer.step.micro_batch_size == 16 and not found.notes
+
+
+def test_a_part_of_a_batch_is_judged_by_the_noise_of_the_whole() -> None:
+    assert HonestDeviation(noise=0.4, round_off=1e-6).of_whole(0.25) == HonestDeviation(noise=0.2, round_off=1e-6)
+    assert HonestDeviation(noise=None, round_off=1e-6).of_whole(0.25).noise is None
 
 
 # Raising
@@ -150,6 +187,32 @@ def test_a_plan_that_fails_after_it_was_adopted_is_demoted(tmp_path: Path, troub
     assert found.ledger.speedup == 1.0
     assert_same_losses(found.losses, plain.losses)
     assert found.trainer.step.micro_batch_size == 16
+
+
+class Picky(Net):
+    """Slow in contiguous layout; later it fails in the other one, while it goes by threads."""
+
+    num_steps = 0
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.num_steps += self.training
+        spend(0.02 / torch.get_num_threads())
+        return super().forward(images)
+
+
+def test_tuning_goes_on_from_what_is_left_of_a_plan_that_failed(tmp_path: Path) -> None:
+    model, adopted = Picky(slow="contiguous", seconds=0.04, dropout=0.0), list[Plan]()
+    plain = train(tmp_path / "plain", plainly(model), epochs=40)
+    model.trouble = adopted_then(panic, lambda: bool(adopted))
+    found = tuned(
+        tmp_path / "tuned", model, arguments={"on_adopted": adopted.append}, epochs=40, facts={"num_cores": 2}
+    )
+    assert adopted[:2] == [CHANNELS_LAST, BASELINE] and found.plan == Plan(num_threads=2)
+    verdicts = [(trial.name, trial.verdict) for trial in found.ledger.trials]
+    assert verdicts.count(("channels_last", "demoted")) == 1 and ("2 threads", "adopted") in verdicts
+    assert ("channels_last", "adopted") not in verdicts
+    assert found.tuner is not None and found.tuner.is_complete and found.ledger.confirmation is not None
+    assert_same_losses(found.losses[:300], plain.losses[:300])
 
 
 def test_an_error_of_the_plain_plan_is_the_users(tmp_path: Path) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from live_trainings import CPU, STEP_SECONDS, Net, assert_same_losses, plainly, train
+from live_trainings import CPU, STEP_SECONDS, Batches, Net, assert_same_losses, plainly, train
 
 from simulated_clock import spend
 from upshift.training.conductor import Conducted
@@ -120,3 +121,57 @@ def test_a_plan_that_fails_once_it_is_the_ledgers_ends_the_story_and_is_demoted(
     assert any("dropped for the first one: it failed at step 5" in note for note in found.notes)
     assert model.conv.weight.is_contiguous()
     assert_same_losses(found.losses, plain.losses)
+
+
+def test_a_plan_that_fails_loses_what_was_adopted_last_and_goes_on_with_another_story(tmp_path: Path) -> None:
+    ledger, model, told = a_ledger(), Net(), list[Plan]()
+    both = Plan(memory_format="channels_last", fused_optimizer=False)
+
+    def story(loop: Conducted) -> Story:
+        ledger.set_first_step((yield Block(BASELINE, num_steps=2, settle=0)))
+        for plan, speedup in ((Plan(fused_optimizer=False), 1.5), (both, 2.0)):
+            found = yield Block(plan, num_steps=2, settle=0)
+            ledger.adopt(plan, replace(found, step_seconds=1.0, data_seconds=0.5), speedup, live.take_seconds())
+            live.go_back(loop)
+        model.trouble = panic
+        yield Block(both, num_steps=5, settle=0)
+
+    def go_on(loop: Conducted) -> Story:
+        told.append(ledger.plan)
+        yield Block(ledger.plan, num_steps=2, settle=0)
+
+    plain = train(tmp_path / "plain", plainly(model), epochs=1)
+    live = LiveSteps(story, ledger, loader_for=None, device=CPU, after_demotion=go_on)
+    found = train(tmp_path / "live", model, live, epochs=1)
+    assert told == [Plan(fused_optimizer=False)] and live.is_complete and ledger.was_demoted
+    assert ledger.plan == Plan(fused_optimizer=False) and ledger.speedup == 1.5
+    assert ledger.step is not None and (ledger.step.step_seconds, ledger.step.data_seconds) == (2.0, 1.0)
+    assert ledger.has_failed(CHANNELS_LAST) and not ledger.has_failed(ledger.plan)
+    assert [note for note in found.notes if note.startswith("memory_format=channels_last was dropped from the plan")]
+    assert model.conv.weight.is_contiguous()
+    assert_same_losses(found.losses, plain.losses)
+
+
+class Copied(Batches):
+    """Notes that its copy of the data was given back."""
+
+    is_freed = False
+
+    def free(self) -> None:
+        self.is_freed = True
+
+
+def test_copies_of_the_data_that_no_plan_uses_are_freed_the_first_one_too(tmp_path: Path) -> None:
+    ledger, first, found = a_ledger(), Copied(), Copied()
+
+    def story(loop: Conducted) -> Story:
+        ledger.set_first_step((yield Block(BASELINE, num_steps=2, settle=0)))
+        seen = yield Block(CHANNELS_LAST, num_steps=2, settle=0, own_loader=True)
+        ledger.adopt(CHANNELS_LAST, seen, 2.0, live.take_seconds())
+        live.go_back(loop)
+        live.drop_other_loaders()
+
+    live = LiveSteps(story, ledger, loader_for=lambda plan: found, device=CPU)
+    trained = train(tmp_path, Net(), live, epochs=1, loader=first)
+    assert trained.trainer.loader is found
+    assert (first.is_freed, found.is_freed) == (True, False)

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from live_trainings import ANY_PRICE, CLASSES, Batches, Net, Taking, is_channels_last, job, train, tuned
+from live_trainings import ANY_PRICE, CLASSES, STEP_SECONDS, Batches, Net, Taking, is_channels_last, job, train, tuned
 from torch import nn
 
 from simulated_clock import spend
 from upshift.tuning.config import KnownPlan
 from upshift.tuning.plan import BASELINE, Plan
 from upshift.tuning.tuner import Tuner
+from upshift.tuning.watch import Watch
 
 pytestmark = pytest.mark.usefixtures("simulated_clock")
 
@@ -23,9 +24,9 @@ READ_AHEAD = Plan(data_path="mmap")
 SLOWER = "slower than when the plan was chosen"
 
 
-def known(plan: Plan) -> KnownPlan:
-    """Steps of any length are as fast as remembered."""
-    return KnownPlan(plan=plan, step_seconds=10.0, data_seconds=0.0, speedup=3.0, build_seconds=0.0)
+def known(plan: Plan, step_seconds: float = STEP_SECONDS) -> KnownPlan:
+    """Steps are as fast as remembered, at first."""
+    return KnownPlan(plan=plan, step_seconds=step_seconds, data_seconds=0.0, speedup=3.0, build_seconds=0.0)
 
 
 class Slowing(Net):
@@ -101,9 +102,41 @@ def test_loading_that_becomes_slow_has_the_first_plan_raced_where_the_plan_loads
         tmp_path,
         nn.Sequential(Taking(0.01), nn.Flatten(), nn.Linear(4 * 36, CLASSES)),
         loader=make(BASELINE),
-        arguments={"known": known(READ_AHEAD), "loader_for": make},
+        arguments={"known": known(READ_AHEAD, 0.01), "loader_for": make},
         facts={"data_paths": ("resident", "mmap"), "data_path": "resident"},
         epochs=30,
     )
     assert any(SLOWER in note and "took its place" in note for note in found.ledger.notes)
     assert found.plan == BASELINE
+
+
+class OfSizes(Batches):
+    """Images that grow after some epochs."""
+
+    def epoch(
+        self, epoch: int, *, start_batch: int = 0, image_size: tuple[int, int] | None = None
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for inputs, labels in super().epoch(epoch, start_batch=start_batch):
+            yield inputs if epoch < 10 else inputs.repeat(1, 1, 2, 2), labels
+
+
+class BySize(Net):
+    """A step on four times the pixels takes four times as long."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        spend(0.03 * images.shape[-1] ** 2 / 36)
+        return super().forward(images)
+
+
+def test_larger_images_are_no_reason_to_race_the_first_plan_again(tmp_path: Path) -> None:
+    model = BySize(slow="contiguous", seconds=0.1)
+    found = tuned(tmp_path, model, loader=OfSizes(), arguments={"known": known(CHANNELS_LAST)}, epochs=50)
+    assert found.plan == CHANNELS_LAST
+    assert not any(SLOWER in note for note in found.ledger.notes)
+
+
+def test_a_watch_that_expects_anew_still_sees_steps_become_slow() -> None:
+    watch = Watch(0.1)
+    watch.expect_anew()
+    assert all(watch.slowdown(1.0) is None for _ in range(1000))
+    assert any(watch.slowdown(2.0) is not None for _ in range(1000))

@@ -129,17 +129,11 @@ class ArrayLoader:
         self.num_samples = len(split)
         self.data_path: str = data_path
         self._seed, self._training, self._device = seed, training, device
-        rows = _shared_tensor(split.inputs)
+        self._stored = _shared_tensor(split.inputs)
         labels = torch.from_numpy(np.array(split.labels))
-        if data_path == "resident":
-            # A copy even on the CPU: pages of a mapped file can be dropped when memory gets short.
-            rows = rows.to(device, copy=True)
-            labels = labels.to(device)
-            if channels_last:
-                # Kept as the model wants them: converting each batch takes six times as long as gathering it.
-                rows = rows.contiguous(memory_format=torch.channels_last)
-        self._rows, self._labels = rows, labels
+        self._labels = labels.to(device) if data_path == "resident" else labels
         self._is_channels_last = data_path == "resident" and channels_last
+        self._resident = self._made_resident() if data_path == "resident" else None
         self._transform = BatchTransform(
             info, augment, device=device, seed=seed, training=training, channels_last=channels_last
         )
@@ -149,6 +143,24 @@ class ArrayLoader:
 
     def __len__(self) -> int:
         return math.ceil(self.num_samples / self.batch_size)
+
+    def free(self) -> None:
+        """Give back the memory of rows that are resident; they are there again when the next batch is wanted."""
+        self._resident = None
+
+    @property
+    def _rows(self) -> torch.Tensor:
+        if self.data_path != "resident":
+            return self._stored
+        if self._resident is None:
+            self._resident = self._made_resident()
+        return self._resident
+
+    def _made_resident(self) -> torch.Tensor:
+        # A copy even on the CPU: pages of a mapped file can be dropped when memory gets short.
+        rows = self._stored.to(self._device, copy=True)
+        # Kept as the model wants them: converting each batch takes six times as long as gathering it.
+        return rows.contiguous(memory_format=torch.channels_last) if self._is_channels_last else rows
 
     def epoch(self, epoch: int, *, start_batch: int = 0, image_size: tuple[int, int] | None = None) -> Iterator[Batch]:
         """The batches of an epoch; see `Loader.epoch`."""

@@ -16,7 +16,7 @@ from upshift.tuning.ledger import Ledger
 from upshift.tuning.live import Block, CandidateFailed, CandidateRefused, LiveSteps, Story, first_line
 from upshift.tuning.observer import FIRST_STEPS, StepObserver
 from upshift.tuning.plan import Plan
-from upshift.tuning.trials import NO_LONGER_PROPOSED, PRESENT, REFUSED_BEFORE, UNDECIDED, Verdict
+from upshift.tuning.trials import FAILED_BEFORE, NO_LONGER_PROPOSED, PRESENT, REFUSED_BEFORE, UNDECIDED, Verdict
 from upshift.tuning.whole_plans import first_candidate
 
 
@@ -45,6 +45,7 @@ class Challenges:
         self._live, self._ledger, self._observer, self._duels = live, ledger, observer, duels
         self._job, self._config = job, config
         self._refused: list[Plan] = []
+        self._had_turn: set[str] = set()
         self._compiler = CompilerCounts()
 
     def race(self, loop: Conducted, whole_plans: Sequence[Candidate], refused_before: Sequence[Plan]) -> Story:
@@ -61,7 +62,7 @@ class Challenges:
         config = RaceConfig(budget_seconds=self._config.budget_seconds, seed=self._config.seed)
         contest = Race("the plan", config=config, clock=clock.now)
         seen: dict[str, Candidate] = {}
-        had_turn: set[str] = set()
+        had_turn = self._had_turn  # kept where a plan that fails has the race begun anew
         while True:
             # What may be faster than the plan as it is now, and by how much: what was adopted changes both.
             found = [candidate for candidate in plans if candidate.name not in had_turn]
@@ -128,6 +129,7 @@ class Challenges:
             if verdict == "refused" and contest.seconds_left() <= 0.0:
                 ledger.ran_out, reason = True, UNDECIDED
         except GeneratorExit:
+            self._had_turn.discard(candidate.name)
             ledger.record(
                 loop,
                 candidate,
@@ -186,4 +188,6 @@ class Challenges:
             refusal = PRESENT
         if plan in self._refused:
             refusal = REFUSED_BEFORE
+        if self._ledger.has_failed(plan) and not self._ledger.has_failed(self._ledger.plan):
+            refusal = FAILED_BEFORE
         return refusal

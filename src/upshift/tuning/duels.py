@@ -9,11 +9,12 @@ from dataclasses import replace
 
 from upshift.core import clock
 from upshift.core.racing import Race
-from upshift.training.batches import num_samples
+from upshift.training.batches import num_samples, take
 from upshift.training.conductor import Conducted
+from upshift.training.step import is_out_of_memory
 from upshift.tuning.candidates import Candidate
 from upshift.tuning.compiler import CompilerCounts
-from upshift.tuning.fidelity import Fidelity, HonestDeviation, Reference
+from upshift.tuning.fidelity import UNCHECKED, Fidelity, HonestDeviation, Reference
 from upshift.tuning.ledger import Ledger
 from upshift.tuning.live import Block, CandidateRefused, LiveSteps, Story, differs_in_data
 from upshift.tuning.plan import BASELINE, Plan
@@ -70,21 +71,48 @@ class Duels:
         """
         if set(candidate.changes) <= {"data_path", "num_workers"}:
             return None, 0.0
-        inputs, labels = self._live.batch
-        step, now = loop.step, self._ledger.plan
+        now = self._ledger.plan
         # Of the optimizer's kernels no gradient depends: they stay, also where the plan leaves them to the user.
         plain = replace(BASELINE, device=now.device, num_threads=now.num_threads, fused_optimizer=now.fused_optimizer)
         self._live.execute(loop, plain)
-        # What the first one has measured of noise and round-off is taken over by the later ones; nothing else is kept.
-        reference = Reference(loop.model, step.gradients, inputs, labels, like=self._honest)
-        self._honest = reference.honest if math.isfinite(reference.honest.round_off) else None
+        reference = self._reference(loop)
+        if reference is None:
+            return UNCHECKED, 0.0
+        size = num_samples(reference.inputs)
         start = clock.now()
-        self._live.execute(loop, plan)
-        gradients = step.gradients(inputs, labels)
+        if size < num_samples(self._live.batch[0]):  # else nothing would be compiled for a part
+            self._live.execute(loop, replace(plan, micro_batch_size=min(size, plan.micro_batch_size or size)))
+        else:
+            self._live.execute(loop, plan)
+        gradients = loop.step.gradients(reference.inputs, reference.labels)
         build_seconds = max(0.0, clock.now() - start - self._ledger.known_step.step_seconds)
         # Beside plain fp32, the same mathematics in another precision differs as that precision does.
         is_exact = candidate.tier == "A" and plan.precision == "fp32"
         return reference.judge(gradients, same_mathematics=is_exact), build_seconds
+
+    def _reference(self, loop: Conducted) -> Reference | None:
+        """Plain gradients of the batch, or of as many of its samples as fit in memory; None where no part will do.
+
+        The plan that training goes on with may need less memory than plain steps, and training keeps no gradients: that
+        these run out of it is no candidate's fault.
+        """
+        whole = size = num_samples(self._live.batch[0])
+        while size > 0:
+            inputs, labels = self._live.batch if size == whole else (take(tree, 0, size) for tree in self._live.batch)
+            try:
+                reference = Reference(loop.model, loop.step.gradients, inputs, labels, like=self._honest)
+            except Exception as error:
+                if size == whole and not is_out_of_memory(error):
+                    raise
+                # Not from here: the error's traceback holds the tensors of what failed.
+            else:
+                if size < whole and self._honest is None:
+                    reference.honest = reference.honest.of_whole(size / whole)
+                elif math.isfinite(reference.honest.round_off):
+                    self._honest = reference.honest  # taken over by the later ones; nothing else is kept
+                return reference
+            size //= 2
+        return None
 
     def race(self, loop: Conducted, plan: Plan, contest: Race) -> Generator[Block, Measured, Measured]:
         """Rounds of a block of each, in an order drawn anew, until one is proven faster.

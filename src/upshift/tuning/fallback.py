@@ -17,9 +17,10 @@ from upshift.tuning.whole_plans import differences
 
 
 class Fallback(LiveSteps):
-    """A conductor (see `Conductor`) that goes back to the plain plan where the given one raises, or loses the loss.
+    """A conductor (see `Conductor`) that takes one thing after another from a plan that raises, or loses the loss.
 
-    Nothing is timed or tried. Where the plain plan raises too, the error is the user's.
+    Nothing is timed or tried: of all that it has beyond the plain plan, the likeliest culprit goes first. Where the
+    plain plan raises too, the error is the user's.
 
     Args:
         plan: What training begins with.
@@ -34,18 +35,19 @@ class Fallback(LiveSteps):
 
     @property
     def plan(self) -> Plan:
-        """What training goes on with."""
-        return self._books.plan
+        """What training goes on with, and what it lost among its trials."""
+        books = self._books
+        return replace(books.plan, trials=(*books.plan.trials, *(trial.to_json() for trial in books.trials)))
 
     @property
     def was_dropped(self) -> bool:
-        """Whether the given plan failed."""
+        """Whether the given plan failed, and lost at least a part."""
         return self._books.was_demoted
 
     def on_error(self, loop: Conducted, error: Exception) -> bool:
-        """Go back to the plain plan; a batch that does not fit in memory is split, as by that one.
+        """Take something from the plan; a batch that does not fit in memory is split, as by the plain one.
 
-        What raises between steps is the loader, which stays whatever the plan.
+        What raises between steps is the loader.
         """
         if is_out_of_memory(error) or not (loop.step.is_underway or isinstance(error, NonFiniteLossError)):
             return False
@@ -53,13 +55,13 @@ class Fallback(LiveSteps):
 
 
 def fallback(plan: Plan, device: torch.device) -> Fallback | None:
-    """What a training by a given plan falls back by; None where it is the plain one."""
+    """What a training by a given plan falls back by; None where its steps are plain ones."""
     return Fallback(plan, device) if differences(plan, plain_of(plan)) else None
 
 
 def plain_of(plan: Plan) -> Plan:
-    """The plain plan on the same device."""
-    return replace(BASELINE, device=plan.device)
+    """The plain plan on the same device, with batches from the same loader: that stays whatever the plan."""
+    return replace(BASELINE, device=plan.device, data_path=plan.data_path, num_workers=plan.num_workers)
 
 
 def _nothing(loop: Conducted) -> Story:

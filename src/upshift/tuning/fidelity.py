@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
 from upshift.training.batches import Tree, num_samples, take
+from upshift.training.step import is_out_of_memory
 
 Gradients = Callable[[Tree, Tree], list[torch.Tensor]]
 
@@ -26,13 +27,13 @@ class Fidelity:
     """How far a candidate's gradients are from the reference's.
 
     Attributes:
-        error: ‖candidate − reference‖ / ‖reference‖, over all parameters together.
+        error: ‖candidate − reference‖ / ‖reference‖, over all parameters together; None where there is no reference.
         noise: The same measure of the batch's own sampling noise; None where no half of a batch can be taken.
         round_off: The error that changing each weight by one unit in its last place makes.
         reason: Why it was refused; None if it passed.
     """
 
-    error: float
+    error: float | None
     noise: float | None
     round_off: float
     reason: str | None
@@ -49,6 +50,18 @@ class HonestDeviation:
 
     noise: float | None
     round_off: float
+
+    def of_whole(self, share: float) -> HonestDeviation:
+        """Of a whole batch, where these are of a share of its samples: their mean has the less noise, the more."""
+        return replace(self, noise=None if self.noise is None else self.noise * math.sqrt(share))
+
+
+UNCHECKED = Fidelity(
+    error=None,
+    noise=None,
+    round_off=0.0,
+    reason="its gradients could not be checked: plain ones to compare them with do not fit in memory",
+)
 
 
 class Reference:
@@ -95,8 +108,10 @@ class Reference:
         try:
             first = gradients(take(self.inputs, 0, half), take(self.labels, 0, half))
             second = gradients(take(self.inputs, half, 2 * half), take(self.labels, half, 2 * half))
-        except Exception:  # of a model for one batch size, of batches whose first axis is time: no half can be taken
-            return None
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            return None  # of a model for one batch size, of batches whose first axis is time: no half can be taken
         if len(first) != len(second):
             return None
         return _norm_of_difference(first, second) / 2.0 / max(self._norm, 1e-30)

@@ -12,12 +12,13 @@ from upshift.core.duel import Duel
 from upshift.training.conductor import Conducted
 from upshift.tuning.candidates import Candidate
 from upshift.tuning.config import KnownPlan, TunerConfig
+from upshift.tuning.demotion import Adoptions, Demotion
 from upshift.tuning.fidelity import Fidelity
 from upshift.tuning.payback import Account, cost_spread, least_gain
 from upshift.tuning.plan import Plan
 from upshift.tuning.stopwatch import Measured
 from upshift.tuning.trials import GAINS_NOTHING, Confirmation, Trial, Verdict
-from upshift.tuning.whole_plans import HANDED_OVER
+from upshift.tuning.whole_plans import HANDED_OVER, differences
 
 
 class Ledger:
@@ -42,6 +43,7 @@ class Ledger:
         on_trial: Called with each trial when it is decided.
         notes: What the user should know.
         was_demoted: Whether a plan that was adopted has failed.
+        failed: What was taken back from it, each as fields of the plan.
         untried_seconds: Of training that were left when a candidate was not tried, as it could not pay for itself;
             None where all were tried.
         ran_out: Whether a candidate was not tried, or not to its end, as the budget was used up.
@@ -69,10 +71,12 @@ class Ledger:
         self.on_trial: Callable[[Trial], None] | None = None
         self.notes: list[str] = []
         self.was_demoted = False
+        self.failed: list[Mapping[str, Any]] = []
         self.untried_seconds: float | None = None
         self.ran_out = False
         self.build_seconds_before = 0.0
         self.confirmation: Confirmation | None = None
+        self._adoptions = Adoptions()
         self._at_any_cost = config.stop_when_done
         self._history, self._on_adopted, self._dropped = history, on_adopted, dropped
         self._started = self._spending_since = clock.now()
@@ -189,14 +193,62 @@ class Ledger:
             taken_seconds: By steps of the plan so far that are not booked yet.
         """
         self.book_steps(taken_seconds)
+        self._adoptions.add(plan, self.plan, speedup)
         self.plan, self.step = plan, step
         self.speedup = 1.0 if plan == self.first_plan else self.speedup * speedup
+        if plan == self.first_plan:
+            self._adoptions.clear()
 
-    def demote(self, loop: Conducted, reason: str, taken_seconds: float) -> None:
-        """Drop what was adopted, as it fails, all of it: which change it was that failed, nobody knows."""
+    def demote(self, loop: Conducted, error: str, taken_seconds: float, *, of_batches: bool = False) -> None:
+        """Take one thing back from the plan, as it fails; whether it was that one shows when the step is made again.
+
+        Args:
+            loop: The training.
+            error: What was raised, in a line.
+            taken_seconds: By steps of the plan so far that are not booked yet.
+            of_batches: Whether a batch could not be had.
+        """
         self.was_demoted = True
-        loop.note(f"{self._dropped}: {reason}")
-        self.drop_plan(reason, taken_seconds)
+        self.book_steps(taken_seconds)
+        demotion = self._adoptions.take_back(self.plan, self.first_plan, self.speedup, of_batches=of_batches)
+        reason = f"it failed at step {loop.steps_made + 1}: {error}"
+        self.failed.append(demotion.dropped)
+        self._mark_as_demoted(demotion, reason, loop.steps_made)
+        if not differences(demotion.plan, self.first_plan):
+            loop.note(f"{self._dropped}: {reason} ({demotion.what})")
+            self.drop_plan(reason, 0.0)
+            return
+        loop.note(f"{demotion.what} was dropped from the plan: {reason}")
+        slower = demotion.adoption.speedup
+        self.plan, self.speedup = demotion.plan, max(1.0, self.speedup / slower)
+        if self.step is not None:
+            step_seconds, data_seconds = self.step.step_seconds * slower, self.step.data_seconds * slower
+            self.step = replace(self.step, step_seconds=step_seconds, data_seconds=data_seconds)
+        self._tell_plan()
+
+    def _mark_as_demoted(self, demotion: Demotion, reason: str, step: int) -> None:
+        """Say of the trial that adopted a change that it was demoted; of a part of one, in a trial of its own."""
+        changes = demotion.adoption.changes.items()
+        for index, trial in reversed(list(enumerate(self.trials))):
+            if demotion.is_whole and trial.verdict == "adopted" and changes <= trial.changes.items():
+                self.trials[index] = _demoted(trial, reason)
+                return
+        self.trials.append(
+            Trial(
+                name=demotion.what,
+                changes=demotion.dropped,
+                tier="B" if demotion.dropped.get("precision", "fp32") != "fp32" else "A",
+                verdict="demoted",
+                reason=reason,
+                expected_gain=0.0,
+                expected_seconds=0.0,
+                step=step,
+            )
+        )
+
+    def has_failed(self, plan: Plan) -> bool:
+        """Whether a plan has what was taken back from one that failed."""
+        return any(all(getattr(plan, name) == value for name, value in dropped.items()) for dropped in self.failed)
 
     def drop_plan(self, reason: str, taken_seconds: float) -> None:
         """Go back to the first plan.
@@ -208,6 +260,7 @@ class Ledger:
         self.book_steps(taken_seconds)
         self.trials = [_demoted(trial, reason) for trial in self.trials]
         self.plan, self.step, self.speedup = self.first_plan, self.first_step, 1.0
+        self._adoptions.clear()
         self._tell_plan()
 
     def correct_speedup(self, speedup: float) -> None:

@@ -77,7 +77,7 @@ class LiveSteps:
 
     A story is a generator: it asks for a block of steps with a plan, and gets their times. The steps are training
     steps that count. Between blocks it may do what it likes with the batch at hand, `batch`. Steps that no block asks
-    for are made with the ledger's plan, and with its first one once that has failed.
+    for are made with the ledger's plan, and with what is left of it once that has failed.
 
     Args:
         story: Makes the story, when the first batch is there.
@@ -85,6 +85,8 @@ class LiveSteps:
         loader_for: Makes the loader of a plan; None where batches come from elsewhere.
         device: Where the steps are made.
         stop_when_done: End the training with `TuningDone` at the end of the story.
+        after_demotion: Makes the story that is gone on with where the ledger's plan has failed meanwhile; None where
+            there is nothing to tell then.
 
     Attributes:
         batch: The inputs and labels of the step that comes next.
@@ -106,6 +108,7 @@ class LiveSteps:
         loader_for: Callable[[Plan], Any] | None,
         device: torch.device,
         stop_when_done: bool = False,
+        after_demotion: Callable[[Conducted], Story] | None = None,
     ) -> None:
         self.live_step_seconds = 0.0
         self.is_asynchronous = device.type != "cpu"
@@ -114,7 +117,7 @@ class LiveSteps:
         self._ledger = ledger
         self._stop_when_done = stop_when_done
         # The story
-        self._teller = story
+        self._teller, self._after_demotion = story, after_demotion
         self._story: Story | None = None
         self._timing: _Timing | None = None
         self._measured: Measured | None = None
@@ -244,14 +247,22 @@ class LiveSteps:
             and not loop.step.gave_up
         ):
             return False
-        self._timing, self.is_complete = None, True
-        if self._story is not None:
-            self._story.close()
-        reason = f"it failed at step {loop.steps_made + 1}: {first_line(error)}"
-        self._ledger.demote(loop, reason, self.take_seconds())
-        self.go_back(loop)
+        self._demote(loop, error)
         self._draw_again(loop)
         return True
+
+    def _demote(self, loop: Conducted, error: Exception) -> None:
+        """Go on with what is left of the plan, and with another story where one was under way."""
+        was_complete, self._timing, self.is_complete = self.is_complete, None, True
+        if self._story is not None:
+            self._story.close()
+        of_batches = not loop.step.is_underway and not isinstance(error, NonFiniteLossError)
+        self._ledger.demote(loop, first_line(error), self.take_seconds(), of_batches=of_batches)
+        self.go_back(loop)
+        self.drop_other_loaders()
+        loop.step.forget_compiled()
+        if not was_complete and self._after_demotion is not None:
+            self.tell(self._after_demotion)
 
     def _draw_again(self, loop: Conducted) -> None:
         """Have the step that failed draw the same random numbers when it is made again; a batch draws none."""
@@ -273,7 +284,8 @@ class LiveSteps:
 
     def tell(self, story: Callable[[Conducted], Story]) -> None:
         """Begin another story, once one has come to its end."""
-        self._teller, self._story, self._measured, self.is_complete = story, None, None, False
+        self._teller, self._story, self.is_complete = story, None, False
+        self._measured = self._failure = None
 
     def _advance(self, loop: Conducted) -> None:
         try:
@@ -331,7 +343,12 @@ class LiveSteps:
     def drop_other_loaders(self) -> None:
         """Keep the loader in use alone: others hold copies of the data, or worker processes."""
         key = _data_of(self._loader_plan)
-        self._loaders = {key: self._loaders[key]} if key in self._loaders else {}
+        if key not in self._loaders:
+            return
+        others, self._loaders = self._loaders, {key: self._loaders[key]}
+        for other in others.values():
+            if other is not self._loaders[key] and hasattr(other, "free"):
+                other.free()  # the training's first one is held by others too
 
     def _take_data(self, loop: Conducted, plan: Plan) -> None:
         """Take the following batches as a plan wants them: path, workers, layout."""

@@ -9,7 +9,8 @@ from typing import Any, Literal
 UNDECIDED = "tuning ended before it was decided"
 NO_LONGER_PROPOSED = "it attacks nothing that is left in the plan as it has become"
 PRESENT, REFUSED_BEFORE = "the plan has it already", "the same plan was refused before"
-GAINS_NOTHING = (NO_LONGER_PROPOSED, PRESENT, REFUSED_BEFORE)
+FAILED_BEFORE = "it failed after it was adopted"
+GAINS_NOTHING = (NO_LONGER_PROPOSED, PRESENT, REFUSED_BEFORE, FAILED_BEFORE)
 """Reasons for which a candidate would not be tried with more time either."""
 Verdict = Literal["adopted", "refused", "failed", "not tried", "demoted"]
 ConfirmationVerdict = Literal["confirmed", "not confirmed", "refuted"]

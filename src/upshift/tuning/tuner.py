@@ -6,18 +6,20 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
+
 from upshift.core.load import LoadMeter
 from upshift.training.batches import Tree
 from upshift.training.conductor import Conducted
-from upshift.tuning.candidates import Job
+from upshift.tuning.candidates import Candidate, Job
 from upshift.tuning.challenges import Challenges
 from upshift.tuning.config import KnownPlan, TunerConfig
 from upshift.tuning.confirming import Confirming
 from upshift.tuning.duels import Duels
 from upshift.tuning.known_plan import Recall
 from upshift.tuning.ledger import Ledger
-from upshift.tuning.live import LiveSteps, Story, differs_in_data
-from upshift.tuning.observer import StepObserver
+from upshift.tuning.live import Block, LiveSteps, Story, differs_in_data
+from upshift.tuning.observer import FIRST_STEPS, StepObserver
 from upshift.tuning.plan import Plan
 from upshift.tuning.watch import Watch
 from upshift.tuning.whole_plans import fitted, handed_over_candidate
@@ -80,6 +82,7 @@ class Tuner:
             loader_for=loader_for,
             device=job.device,
             stop_when_done=config.stop_when_done,
+            after_demotion=self._tell_after_demotion,
         )
         self.observer = StepObserver(live, ledger, job=job, history=history, at_any_cost=config.stop_when_done)
         duels = Duels(live, ledger, batch_size=job.batch_size)
@@ -90,7 +93,9 @@ class Tuner:
         self._confirming = Confirming(live, ledger, duels, config)
         self._whole_plans = [] if handed_over is None else [handed_over_candidate(fitted(handed_over, job), plan)]
         self._at_any_cost, self._on_pause = config.stop_when_done, on_pause
+        self._has_looked = False
         self._watch: Watch | None = None
+        self._image_size: torch.Size | None = None
         self._slower = 1.0
         self._meter = LoadMeter()
 
@@ -136,7 +141,25 @@ class Tuner:
                 yield from self._confirming.confirm(loop, at_most_seconds=MAX_KNOWN_SECONDS)
                 return
             whole_plans, refused = [*whole_plans, *recall.to_race], recall.refused
-        self.observer.look_into_step(loop)
+        yield from self._race(loop, whole_plans, refused)
+
+    def _tell_after_demotion(self, loop: Conducted) -> Story:
+        """Go on looking, from what is left of a plan that failed."""
+        ledger = self.ledger
+        if loop.remaining_steps < MIN_STEPS and not self._at_any_cost:
+            return
+        step = yield Block(ledger.plan, num_steps=FIRST_STEPS, settle=FIRST_STEPS // 2)
+        if ledger.first_step is None:
+            ledger.set_first_step(step)
+        ledger.step = step
+        if self._watch is None:  # else one that became slow was raced, and all else long before
+            yield from self._race(loop, self._whole_plans, [])
+
+    def _race(self, loop: Conducted, whole_plans: Sequence[Candidate], refused: Sequence[Plan]) -> Story:
+        """Look into a step, race what may be faster, and confirm what is."""
+        if not self._has_looked:
+            self.observer.look_into_step(loop)
+            self._has_looked = True
         yield from self._challenges.race(loop, whole_plans, refused)
         self._note_load()
         yield from self._confirming.confirm(loop)
@@ -185,6 +208,10 @@ class Tuner:
 
     def before_step(self, loop: Conducted, inputs: Tree, labels: Tree) -> None:
         """Go on with the story where it is to go on; see `LiveSteps`."""
+        size = inputs.shape[2:] if isinstance(inputs, torch.Tensor) and inputs.dim() == 4 else None
+        if self._watch is not None and size != self._image_size:  # a stage has begun: steps are others, and not slower
+            self._watch.expect_anew()
+        self._image_size = size
         self.live.before_step(loop, inputs, labels)
 
     def after_step(self, loop: Conducted, *, step_seconds: float, data_seconds: float) -> None:
@@ -200,7 +227,11 @@ class Tuner:
 
     def on_error(self, loop: Conducted, error: Exception) -> bool:
         """Go back to a plan that worked, if the error may be the plan's doing; see `LiveSteps`."""
-        return self.live.on_error(loop, error)
+        before = self.plan
+        is_mended = self.live.on_error(loop, error)
+        if self._watch is not None and self.plan != before:
+            self._watch.expect_anew()
+        return is_mended
 
     def on_end(self, loop: Conducted) -> None:
         """End the story wherever it is, and settle the account."""

@@ -22,12 +22,17 @@ class Watch:
     """
 
     def __init__(self, expected_seconds: float, *, of_single_steps: bool = True) -> None:
-        self.expected_seconds = expected_seconds
+        self.expected_seconds: float | None = expected_seconds
         self._average = statistics.median if of_single_steps else statistics.fmean
         self._window: list[float] = []
         self._total = 0.0
         self._slow: list[float] = []
         self._num_alarms = 0
+
+    def expect_anew(self) -> None:
+        """Expect of the following steps what the first window of them takes: they are others than those before."""
+        self.expected_seconds = None
+        self._window, self._total, self._slow = [], 0.0, []
 
     def slowdown(self, step_seconds: float) -> float | None:
         """Note a step; how many times slower steps have become where that is an alarm, else None."""
@@ -35,8 +40,11 @@ class Watch:
         self._total += step_seconds
         if len(self._window) < WINDOW_STEPS or self._total < WINDOW_SECONDS:
             return None
-        slower = self._average(self._window) / self.expected_seconds
+        typical = self._average(self._window)
         self._window, self._total = [], 0.0
+        if self.expected_seconds is None:
+            self.expected_seconds = typical
+        slower = typical / self.expected_seconds
         self._slow = [*self._slow, slower] if slower > SLOWER else []
         if len(self._slow) < SLOW_WINDOWS or self._num_alarms == MOST_ALARMS:
             return None
