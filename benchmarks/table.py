@@ -18,6 +18,7 @@ TITLES = {
     "overhead": "Overhead over a bare loop",
     "startup": "Start-up",
     "plan-fields": "Single fields of a plan",
+    "left-out": "Tried, and left out",
     "tuning": "Tuning while training",
     "inference": "Inference",
 }

@@ -33,6 +33,7 @@ def main() -> None:
     options.add_argument("--job-steps", type=int, required=True)
     options.add_argument("--tune-seconds", type=float)
     options.add_argument("--plan", default="{}", help="fields of the contestant `plan`, as JSON")
+    options.add_argument("--setting", help="of the contestant `plan`: one of loops.settings")
     arguments = options.parse_args()
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
@@ -110,11 +111,11 @@ def _upshift(arguments: argparse.Namespace) -> Callable[[Job], Loop]:
 
 
 def _plan(arguments: argparse.Namespace) -> Callable[[Job], Loop]:
-    from loops.upshift_trainer import UpshiftTrainer
+    from loops.settings import SettingTrainer
     from upshift.tuning.plan import Plan
 
     plan = Plan(**json.loads(arguments.plan))
-    return lambda job: UpshiftTrainer(job, plan)
+    return lambda job: SettingTrainer(job, plan, arguments.setting)
 
 
 MAKERS = {

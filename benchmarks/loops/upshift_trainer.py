@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -12,7 +13,7 @@ from upshift.core.records import RunFolder, read_jsonl
 from upshift.training.loss import CrossEntropy
 from upshift.training.progress import Progress
 from upshift.training.tensorboard import TensorBoardObserver
-from upshift.training.trainer import Trainer
+from upshift.training.trainer import Loader, Trainer
 from upshift.tuning.plan import Plan
 from upshift.workflows.datasets import make_loaders
 
@@ -23,6 +24,7 @@ class UpshiftTrainer:
     def __init__(self, job: Job, plan: Plan) -> None:
         self._job, self._plan = job, plan
         self._loaders = make_loaders(job.dataset, job.recipe, plan, job.device, SEED)
+        self._train: Loader = self._loaders.train
         self._model = job.model(plan)
         self._num_steps = job.num_steps
         self._trainer: Trainer | None = None
@@ -37,6 +39,10 @@ class UpshiftTrainer:
             return self._turn()
         finally:
             torch.set_num_threads(threads)  # the other contenders have the default
+
+    def read_by(self, reader: Callable[[Loader], Loader]) -> None:
+        """Have the batches come through a loader of one's own, from the first turn on."""
+        self._train = reader(self._train)
 
     def _turn(self) -> Turn:
         if self._trainer is None:
@@ -65,7 +71,7 @@ class UpshiftTrainer:
         return Trainer(
             self._job.reset(self._model),
             self._job.recipe.loss or CrossEntropy(self._job.recipe.label_smoothing),
-            FirstBatches(self._loaders.train, self._num_steps),
+            FirstBatches(self._train, self._num_steps),
             FirstBatches(self._loaders.monitor, 1),
             eval_split=self._loaders.monitor_split,
             config=self._job.recipe,

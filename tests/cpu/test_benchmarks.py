@@ -153,6 +153,30 @@ def test_tuning_compares_a_first_and_a_second_run_with_the_baseline(cache_dir: P
     assert all(seconds > 0 for seconds in job["seconds"].values())
     assert 0 <= job["spent_share"]["auto, first run"] < 1
     assert any(line.startswith("digits, 1 epoch ") for line in lines)
+    assert len(document["aims"]) == 3 and set(document["aims"].values()) == {None}
+
+
+@pytest.mark.slow
+def test_trainings_that_would_last_too_long_are_cut_and_named_by_their_steps(cache_dir: Path, tmp_path: Path) -> None:
+    options = ("--recipe", "digits", "--epochs", "2,2000,3000", "--minutes", "0.2", "--rounds", "1")
+    finished = run_script("bench_tuning.py", cache_dir, *options, "--results", str(tmp_path))
+    _, document = parsed(finished)
+    whole, cut = document["summary"]["jobs"]
+    assert (whole["epochs"], whole["max_steps"]) == (2, None), "two cut to one length are one"
+    assert 0 < cut["max_steps"] < 2000 * 23
+    (written,) = tmp_path.glob("tuning-*.json")
+    assert f"digits, {cut['max_steps']} steps (of 23 an epoch)" in json.loads(written.read_text())["notes"][0]
+
+
+@pytest.mark.slow
+def test_what_was_left_out_is_timed_beside_the_plain_steps(data_dir: Path, cache_dir: Path) -> None:
+    lines, document = parsed(run_script("bench_left_out.py", cache_dir, "--quick", "--data-dir", str(data_dir)))
+    found = document["summary"]["settings"]["mnist-mlp"]
+    assert found["failures"] == {} and all(speed[0] > 0 for speed in found["times_the_plain_steps"].values())
+    assert {"plain once more", "denormals flushed"} < set(found["times_the_plain_steps"])
+    compiling = document["summary"]["compiling"]["mnist-mlp"]
+    assert compiling["standing still"] > 0 and compiling["another process at work"] > 0
+    assert any(line.startswith("another process, in all") for line in lines)
 
 
 @pytest.mark.slow
