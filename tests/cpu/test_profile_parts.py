@@ -314,7 +314,8 @@ def test_rows_add_up_their_calls_and_know_their_limit() -> None:
     assert (product.flops_per_second, product.share_of_limit, product.limited_by) == (25.0, 0.25, "compute")
     assert product.site == "model.py:4"
     assert (addition.share_of_limit, addition.limited_by) == (0.5, "memory bandwidth")
-    assert memory_share(items, roofline) == pytest.approx(2 / 6)
+    # The addition moves its bytes in one second at best: what else it takes, the bandwidth does not explain.
+    assert memory_share(items, roofline) == pytest.approx(1 / 6)
     (unknown, _) = operator_rows(items, 10.0, None)
     assert unknown.share_of_limit is None
 
@@ -327,7 +328,7 @@ def test_products_in_float64_are_not_judged_by_what_float32_reaches() -> None:
     assert (row_of_product.share_of_limit, row_of_product.limited_by) == (None, None)
     assert row_of_product.flops_per_second == 50.0
     assert (row_of_addition.share_of_limit, row_of_addition.limited_by) == (0.5, "memory bandwidth")
-    assert memory_share([product, addition], roofline) == pytest.approx(2 / 3)
+    assert memory_share([product, addition], roofline) == pytest.approx(1 / 3)
 
 
 def test_operators_of_the_loader_take_no_more_than_was_waited_for() -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from upshift.reports.profile_facts import ceilings
 from upshift.reports.tuned import algorithm_fact, split_sentence, step_fact, tuning_fact
 from upshift.training.config import TrainingConfig
 from upshift.tuning.batch_size import ChangedAlgorithm, changed_algorithm
@@ -41,13 +42,39 @@ def test_the_split_by_the_final_plan_is_told_beside_that_by_the_first() -> None:
 
 def test_what_nobody_looked_into_is_not_called_computing() -> None:
     said = plain(split_sentence({"split": SPLIT | {"looked_into": False}}))
-    assert "computing" not in said and said.startswith("20") and "waiting for data" in said
+    assert said.startswith("the step itself (not looked into) 80 %, waiting for data 20 %") and "computing" not in said
 
 
 def test_a_run_shows_its_step_beside_its_plan() -> None:
     fact = step_fact({"tuning": {"split": SPLIT | {"looked_into": True}}})
     assert fact is not None and fact[0] == "step" and plain(fact[1]) == "10 ms"
+    assert fact[2].startswith("bound by compute")
     assert step_fact({"tuning": None}) is None and step_fact({"tuning": {"split": None}}) is None
+
+
+def test_a_tuned_run_shows_the_step_of_the_plan_that_trained() -> None:
+    split = SPLIT | {"looked_into": True}
+    last = estimate_breakdown(0.0, 0.004, batch_size=64, overhead_share=0.25).to_json() | {"looked_into": True}
+    plan = {"trials": [{"name": "2 threads", "tier": "A", "verdict": "adopted"}]}
+    fact = step_fact({"tuning": {"split": split, "last_split": last}, "plan": plan})
+    assert fact is not None and plain(fact[1]) == "4.0 ms" and plain(fact[2]).endswith("; 10 ms before tuning")
+    assert "computing 75 %" in plain(fact[2])
+    only_before = step_fact({"tuning": {"split": split, "last_split": None}, "plan": plan})
+    assert only_before is not None and only_before[2].startswith("before tuning: bound by")
+
+
+def test_a_ceiling_that_is_no_higher_than_what_was_reached_is_not_told() -> None:
+    last = estimate_breakdown(0.0001, 0.008, batch_size=64, overhead_share=0.25).to_json() | {"looked_into": True}
+    assert "without waiting" not in split_sentence({"last_split": last}, "last_split")
+
+
+def test_a_profile_says_in_words_that_a_ceiling_is_within_noise() -> None:
+    def said(speed: float) -> str:
+        return plain(dict(ceilings({"samples_per_second": 100.0, "loader_samples_per_second": speed}))["loader alone"])
+
+    assert said(250.0) == "250 samples/s, 2.5× the training's speed"
+    assert said(96.0) == said(104.0) == "as fast as the training, within noise"
+    assert said(50.0).startswith("unknown")
 
 
 @pytest.mark.parametrize(

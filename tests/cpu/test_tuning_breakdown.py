@@ -41,9 +41,10 @@ def test_without_a_count_of_operators_far_from_the_limit_is_overhead() -> None:
     assert bound_by(0.0, 0.1, **facts) == "overhead"
 
 
-def test_more_bytes_than_arithmetic_is_bound_by_memory() -> None:
+def test_computing_that_the_bandwidth_explains_is_bound_by_memory() -> None:
     facts: StepFacts = {"flops": 1e8, "peak_flops_per_second": 1e11, "peak_bytes_per_second": 1e10}
-    assert bound_by(0.0, 0.02, bytes_moved=1e8, **facts) == "memory bandwidth"
+    assert bound_by(0.0, 0.015, bytes_moved=1e8, **facts) == "memory bandwidth"  # 10 ms at the full bandwidth
+    assert bound_by(0.0, 0.03, bytes_moved=1e8, **facts) == "compute"
     assert bound_by(0.0, 0.005, bytes_moved=1e6, **facts) == "compute"
 
 

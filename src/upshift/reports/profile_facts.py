@@ -15,6 +15,12 @@ PARTS = {
     "communication": "between processes",
 }
 """Parts of a step by their field, in the order in which they are shown."""
+UNTOLD = "the step itself (not looked into)"
+"""What is not waiting for data, where nobody told computing and overhead apart."""
+NOISE = 1.05
+"""Times the training's speed: what was timed in other steps, and is no faster than this, is not known to differ."""
+LARGEST_NOISE = 1.15
+"""Times by which a ceiling may come out below the training's speed and still be called the same."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +41,26 @@ class Part:
 
 
 def parts_of(breakdown: Record) -> list[Part]:
-    """The parts of a step; without communication where there is one process."""
+    """The parts of a step; without communication where there is one process.
+
+    Of a step that nobody looked into, all but the wait for its data is one part.
+    """
     seconds = {field: amount(breakdown, field) or 0.0 for field in PARTS}
     total = sum(seconds.values()) or 1.0
+    if not is_looked_into(breakdown):
+        waited = seconds["data_wait"]
+        rest = total - waited if any(seconds.values()) else 0.0
+        return [
+            Part("untold", UNTOLD, rest, rest / total),
+            Part("data_wait", PARTS["data_wait"], waited, waited / total),
+        ]
     shown = [field for field in PARTS if field != "communication" or seconds[field] > 0]
     return [Part(field, PARTS[field], seconds[field], seconds[field] / total) for field in shown]
+
+
+def is_looked_into(breakdown: Record) -> bool:
+    """Whether the operators of the step were seen; that of a tuning says so, and that of a profile always is."""
+    return breakdown.get("looked_into", True) is True
 
 
 def verdict(profile: Record) -> str:
@@ -62,8 +83,16 @@ def ceilings(breakdown: Record) -> list[tuple[str, str]]:
         ("synthetic_samples_per_second", "step alone, on one batch"),
     ):
         ceiling = amount(breakdown, field)
-        if ceiling is not None and speed:
-            found.append((title, f"{units.rate(ceiling)}, {units.factor(ceiling / speed)} the training's speed"))
+        if ceiling is None or not speed:
+            continue
+        # Timed in other steps than the training, it can come out below the speed that it is a ceiling of.
+        if ceiling > NOISE * speed:
+            said = f"{units.rate(ceiling)}, {units.factor(ceiling / speed)} the training's speed"
+        elif ceiling > speed / LARGEST_NOISE:
+            said = "as fast as the training, within noise"
+        else:
+            said = "unknown: timed slower than within the training, as the machine was unsteady"
+        found.append((title, said))
     return found
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from upshift.core import units
 from upshift.reports.fields import Record, amount, count, number, record, records, sequence, text
 from upshift.reports.lines import EMPTY, Line, columns, wrapped
-from upshift.reports.profile_facts import parts_of
+from upshift.reports.profile_facts import NOISE, is_looked_into, parts_of, percent
 
 FIRST_AGAIN = "the first plan again"
 LEAST_SECONDS = 0.05
@@ -28,8 +28,11 @@ def tuning_lines(result: Mapping[str, Any], *, width: int | None = None) -> list
     if said := algorithm_sentence(result):
         lines += wrapped(f"  {said}", indent="  ", style="yellow", width=width)
     lines += [EMPTY, *trial_lines(records(record(result, "plan"), "trials"), width=width)]
-    if said := split_sentence(record(result, "tuning")):
-        lines += [EMPTY, *wrapped(f"  before: {said}", indent="  ", width=width)]
+    splits = [("before", "split"), ("after", "last_split")]
+    told = [(name, said) for name, field in splits if (said := split_sentence(record(result, "tuning"), field))]
+    lines += [EMPTY] if told else []
+    for name, said in told:
+        lines += wrapped(f"  {name + ':':<7} {said}", indent="  ", width=width)
     lines += _limit(record(record(result, "tuning"), "limit"), width)
     notes = [note for note in sequence(result, "notes") if isinstance(note, str)]
     lines += [line for note in notes for line in wrapped(f"! {note}", indent="  ", style="yellow", width=width)]
@@ -100,10 +103,18 @@ def algorithm_sentence(result: Record) -> str:
 
 
 def step_fact(result: Record) -> tuple[str, str, str] | None:
-    """Where the time of a step went by the first plan: a name, a value, and the parts; None without tuning."""
+    """Where the time of a step went: a name, a value, and the parts; None without tuning.
+
+    It is a step of the plan that trained in the end. Where only one before tuning was looked at, it is called so.
+    """
     tuning = record(result, "tuning")
-    seconds, said = amount(record(tuning, "split"), "seconds"), split_sentence(tuning)
-    return ("step", units.duration(seconds), said) if seconds is not None and said else None
+    before, after = (amount(record(tuning, field), "seconds") for field in ("split", "last_split"))
+    if after is not None and (said := split_sentence(tuning, "last_split")):
+        return "step", units.duration(after), said + (f"; {units.duration(before)} before tuning" if before else "")
+    if before is None or not (said := split_sentence(tuning)):
+        return None
+    is_tuned = adopted_names(records(record(result, "plan"), "trials")) != []
+    return "step", units.duration(before), f"before tuning: {said}" if is_tuned else said
 
 
 def split_sentence(tuning: Record, field: str = "split") -> str:
@@ -116,19 +127,16 @@ def split_sentence(tuning: Record, field: str = "split") -> str:
     split = record(tuning, field)
     if not split:
         return ""
-    parts = [f"{part.title} {units.percent(part.share)}" for part in parts_of(split) if part.share >= 0.005]
-    bound = text(split, "bound_by")
-    said = f"bound by {bound} ({', '.join(parts)})"
-    if split.get("looked_into") is not True:
-        waited = next(part.share for part in parts_of(split) if part.field == "data_wait")
-        said = f"{units.percent(waited)} of it waiting for data; the rest was not looked into"
+    parts = [f"{part.title} {percent(part.share)}" for part in parts_of(split) if part.share >= 0.005]
+    said = f"bound by {text(split, 'bound_by')} ({', '.join(parts)})" if is_looked_into(split) else ", ".join(parts)
+    reached = amount(split, "samples_per_second") or 0.0
     ceilings = [
         f"{title} {units.rate(speed)}"
         for title, name in (
             ("without waiting", "synthetic_samples_per_second"),
             ("the loader alone", "loader_samples_per_second"),
         )
-        if (speed := amount(split, name)) is not None
+        if (speed := amount(split, name)) is not None and speed > NOISE * reached
     ]
     return f"{said}; {', '.join(ceilings)}" if ceilings else said
 

@@ -11,6 +11,9 @@ NO_WAIT_SHARE = 0.05
 """Of a step: taking a batch that is ready takes some time too."""
 SLOWEST_KERNELS = 10.0
 """Times the machine's limit that the kernels of a usual model take at most; what takes longer is not kernels."""
+MEMORY_BOUND_SHARE = 0.5
+"""Of computing: where moving the bytes at the machine's full bandwidth takes as much of it, memory is what binds. An
+operator that has more bytes to move than operations to make, and is slow for other reasons, is not bound by memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +38,8 @@ class Breakdown:
         device_compute: Seconds a step within kernels.
         synchronization: Seconds a step in which the host reads a value back.
         communication: Seconds a step between processes; 0 with one.
-        memory_share: Share of `device_compute` in operators that memory bandwidth limits, by the roofline of this
-            machine; None where the machine's limits are not known.
+        memory_share: Share of `device_compute` that moving bytes at the machine's full bandwidth accounts for, of
+            work that the roofline calls limited by memory; None where the machine's limits are not known.
         loader_samples_per_second: Ceiling: samples a second of the loader alone, without training; None if unknown.
         synthetic_samples_per_second: Ceiling: samples a second of the same step on one batch that stays in memory;
             None if unknown.
@@ -75,7 +78,7 @@ class Breakdown:
         parts = self.parts
         largest = max(parts, key=lambda name: parts[name])
         if largest == "device_compute":
-            return "memory bandwidth" if (self.memory_share or 0.0) > 0.5 else "compute"
+            return "memory bandwidth" if (self.memory_share or 0.0) >= MEMORY_BOUND_SHARE else "compute"
         names: dict[str, Bound] = {
             "data_wait": "data",
             "host_overhead": "overhead",
@@ -138,15 +141,19 @@ def estimate_breakdown(data_seconds: float, step_seconds: float, **facts: Unpack
         overhead = min(overhead_share * step_seconds, step_seconds - synchronization)
     else:
         overhead = max(0.0, step_seconds - synchronization - SLOWEST_KERNELS * limit) if limit > 0 else 0.0
+    compute = max(0.0, step_seconds - overhead - synchronization)
+    memory_share = None
+    if limit > 0:
+        memory_share = min(1.0, memory / compute) if memory > arithmetic and compute > 0 else 0.0
     batch_size = facts.get("batch_size", 1)
     return Breakdown(
         batch_size=batch_size,
         num_steps=facts.get("num_steps", 0),
         data_wait=data_seconds,
         host_overhead=overhead,
-        device_compute=max(0.0, step_seconds - overhead - synchronization),
+        device_compute=compute,
         synchronization=synchronization,
-        memory_share=(1.0 if memory > arithmetic else 0.0) if limit > 0 else None,
+        memory_share=memory_share,
         loader_samples_per_second=facts.get("loader_samples_per_second"),
         synthetic_samples_per_second=batch_size / step_seconds if step_seconds > 0 else None,
     )

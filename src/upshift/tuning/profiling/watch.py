@@ -31,7 +31,7 @@ class Watched:
         calls: The operators of a step with their part of it; empty where the step is compiled.
         rows: The operators by time, those of the loader included.
         parts: Seconds of a step, as `Breakdown` names them.
-        memory_share: Share of computing that memory bandwidth limits; None if unknown.
+        memory_share: Share of computing that memory bandwidth explains; None if unknown.
     """
 
     calls: tuple[AttributedCall, ...]
