@@ -9,7 +9,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from live_trainings import CLASSES, CPU, Batches, Net, Trained, Trouble, assert_same_losses, job, plainly, train, tuned
+from live_trainings import (
+    CLASSES,
+    CPU,
+    STEP_SECONDS,
+    Batches,
+    Net,
+    Trained,
+    Trouble,
+    assert_same_losses,
+    job,
+    plainly,
+    train,
+    tuned,
+)
 from torch import nn
 
 from simulated_clock import spend
@@ -306,7 +319,7 @@ def test_a_loader_that_fails_is_given_up(tmp_path: Path, make: Callable[[Plan], 
 # Plans that are known
 
 
-def known(plan: Plan, *, step_seconds: float = 10.0) -> KnownPlan:
+def known(plan: Plan, *, step_seconds: float = STEP_SECONDS) -> KnownPlan:
     return KnownPlan(plan=plan, step_seconds=step_seconds, data_seconds=0.0, speedup=3.0, build_seconds=0.0)
 
 
