@@ -3,6 +3,7 @@
 Models and loaders call `spend` where real ones would compute or wait. Where the clock is installed, that is all the
 time that training and tuning see, each time a little more or less, as on real machines; elsewhere nobody reads it.
 No page faults are seen either: real ones beside such steps would make candidates of what a machine happens to do.
+Nor are other programs seen, which would have what is found count as found on a busy machine.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from contextlib import contextmanager
 import pytest
 
 from upshift.core import clock
+from upshift.core.load import Load, LoadMeter
 
 NOISE = 0.03
 """Standard deviation of the logarithm of each stretch of time."""
@@ -51,12 +53,20 @@ def spend(seconds: float) -> None:
     CLOCK.spend(seconds)
 
 
+class QuietMeter(LoadMeter):
+    """Of a machine that no other program uses."""
+
+    def read(self) -> Load | None:
+        return None
+
+
 def install() -> None:
     """Have all of this process read the simulated clock from now on."""
-    from upshift.tuning import live
+    from upshift.tuning import live, tuner
 
     clock.now = CLOCK.now
     live.num_page_faults = lambda: 0
+    tuner.LoadMeter = QuietMeter
 
 
 @contextmanager
@@ -66,4 +76,5 @@ def simulated_clock() -> Iterator[None]:
         patch.setattr(f"{__name__}.CLOCK", SimulatedClock())
         patch.setattr(clock, "now", CLOCK.now)
         patch.setattr("upshift.tuning.live.num_page_faults", lambda: 0)
+        patch.setattr("upshift.tuning.tuner.LoadMeter", QuietMeter)
         yield

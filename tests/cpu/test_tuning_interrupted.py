@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from live_trainings import Net, assert_same_losses, plainly, train, tuned
+from live_trainings import STEP_SECONDS, Net, assert_same_losses, plainly, train, tuned
 
 from upshift.tuning.config import KnownPlan
 from upshift.tuning.plan import BASELINE, Plan
@@ -30,7 +30,7 @@ REFUSED = {"name": "2 threads", "changes": {"num_threads": 2}, "verdict": "refus
 def test_candidates_that_were_decided_are_not_raced_again(is_decided: bool, tmp_path: Path) -> None:
     known = KnownPlan(
         plan=CHANNELS_LAST,
-        step_seconds=10.0,
+        step_seconds=STEP_SECONDS,
         data_seconds=0.0,
         speedup=3.0,
         build_seconds=0.0,
@@ -59,7 +59,7 @@ def test_candidates_that_were_decided_are_not_raced_again(is_decided: bool, tmp_
 def test_a_plan_that_is_gone_on_with_keeps_its_speedup_and_can_still_fail(fails: bool, tmp_path: Path) -> None:
     known = KnownPlan(
         plan=CHANNELS_LAST,
-        step_seconds=10.0,
+        step_seconds=STEP_SECONDS,
         data_seconds=0.0,
         speedup=3.0,
         build_seconds=7.0,

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from live_trainings import Net, tuned
+from live_trainings import STEP_SECONDS, Net, tuned
 
 import upshift
 from upshift.core import environment
@@ -35,7 +35,7 @@ def left(path: Path, plan: Plan, *decided: dict[str, Any]) -> Path:
     path.mkdir()
     made = replace(plan, subject="0123456789abcdef", environment=environment.describe(), trials=decided)
     made.save(folder.plan)
-    seconds = {"step_seconds": 10.0, "data_seconds": 0.0, "speedup": 1.0, "build_seconds": 0.0}
+    seconds = {"step_seconds": STEP_SECONDS, "data_seconds": 0.0, "speedup": 1.0, "build_seconds": 0.0}
     write_json(folder.tuning, {"plan": made.to_json(), **seconds, "complete": False, "decided": list(decided)})
     return path
 

@@ -18,6 +18,8 @@ from upshift.errors import BadInputError, ConfigError, UnknownNameError
 
 MAX_MEASUREMENTS = 4
 """On a machine that was busy each time."""
+USUAL_SECONDS = 7.0
+"""That measuring takes, or a little less."""
 
 _PRECISIONS = {
     "cpu": ("fp32", "bf16", "fp16", "int8"),

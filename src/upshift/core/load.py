@@ -83,8 +83,14 @@ class LoadMeter:
 
     def stop(self) -> Load | None:
         """The load since `start`; None where the system does not tell (no Linux `/proc`), or without `start`."""
-        before, now = self._started, _read()
+        load = self.read()
         self._started = None
+        return load
+
+    def read(self) -> Load | None:
+        """The same, and the stretch goes on."""
+        before = self._started
+        now = _read() if before is not None else None
         if before is None or now is None:
             return None
         seconds, num_cores = now.clock - before.clock, len(os.sched_getaffinity(0))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from upshift.core import clock
 from upshift.core.racing import Contender, Race, RaceConfig
 from upshift.training.conductor import Conducted
-from upshift.tuning.candidates import Candidate, Job, candidates
+from upshift.tuning.candidates import Candidate, candidates
 from upshift.tuning.compiler import CompilerCounts
 from upshift.tuning.config import TunerConfig
 from upshift.tuning.duels import SETTLE_STEPS, Duels
@@ -26,9 +26,8 @@ class Challenges:
     Args:
         live: Makes the steps.
         ledger: Knows the plan; gets each candidate that is adopted, and what became of the others.
-        observer: Knows of a step what candidates are expected to gain by.
+        observer: Knows the job and its steps, which decide what to try, and what that is expected to gain.
         duels: Check and time a candidate.
-        job: What is trained, which decides what to try.
         config: How the tuner goes about it.
     """
 
@@ -39,11 +38,10 @@ class Challenges:
         observer: StepObserver,
         duels: Duels,
         *,
-        job: Job,
         config: TunerConfig,
     ) -> None:
         self._live, self._ledger, self._observer, self._duels = live, ledger, observer, duels
-        self._job, self._config = job, config
+        self._config = config
         self._refused: list[Plan] = []
         self._had_turn: set[str] = set()
         self._compiler = CompilerCounts()
@@ -67,10 +65,12 @@ class Challenges:
             # What may be faster than the plan as it is now, and by how much: what was adopted changes both.
             found = [candidate for candidate in plans if candidate.name not in had_turn]
             if not found:
-                found = candidates(self._job, self._ledger.plan, self._observer.observed(loop))
+                found = candidates(self._observer.job, self._ledger.plan, self._observer.observed(loop))
             seen |= {candidate.name: candidate for candidate in found}
             waiting = [(self._contender(candidate), candidate) for candidate in found if candidate.name not in had_turn]
             if not waiting:
+                if self._observer.find_limits(loop, is_last_chance=True):
+                    continue  # precisions may be faster
                 break
             contender, candidate = max(waiting, key=lambda entry: entry[0].promise)
             had_turn.add(candidate.name)

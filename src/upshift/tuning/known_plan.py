@@ -18,6 +18,8 @@ from upshift.tuning.stopwatch import Measured
 from upshift.tuning.whole_plans import known_candidate, refused_plans
 
 SLOWER_THAN_RECORDED = 1.25
+FASTER_THAN_RECORDED = 1.5
+"""The machine was then a slow one: what gained nothing on it may gain now."""
 
 
 class Recall:
@@ -31,14 +33,14 @@ class Recall:
 
     Attributes:
         was_taken: Whether training went on with the known plan.
-        decided: The trials of that run, where it was stopped on its way and its plan is not refused: only the other
-            candidates are raced.
+        decided: The trials of that run, where its plan is not refused: only other candidates are raced, be it that it
+            was stopped on its way, or had less time.
         to_race: The known plan, where its steps are not as fast as then: it has to prove itself like any other.
     """
 
     def __init__(self, known: KnownPlan, live: LiveSteps, ledger: Ledger, duels: Duels) -> None:
         self.was_taken = False
-        self.decided: tuple[Mapping[str, Any], ...] = () if known.is_complete else known.decided
+        self.decided: tuple[Mapping[str, Any], ...] = known.decided
         self.to_race: list[Candidate] = []
         self._known, self._live, self._ledger, self._duels = known, live, ledger, duels
 
@@ -113,12 +115,12 @@ class Recall:
         return True
 
     def _is_as_fast(self, now: Measured, *, with_wait: bool) -> bool:
-        """Whether steps are as fast as recorded; waits count for a plan of loading, and are mere noise else."""
+        """Whether steps are about as fast as recorded; waits count for a plan of loading, and are mere noise else."""
         slower = now.step_seconds / self._known.step_seconds
         if with_wait:
             slower = now.seconds / (self._known.step_seconds + self._known.data_seconds)
-        if slower > SLOWER_THAN_RECORDED:
-            self._ledger.notes.append(
-                f"steps are {slower:.2f} times slower than when the plan was found: it is tuned again"
-            )
-        return slower <= SLOWER_THAN_RECORDED
+        if 1.0 / FASTER_THAN_RECORDED <= slower <= SLOWER_THAN_RECORDED:
+            return True
+        times = f"{slower:.2f} times slower" if slower > 1.0 else f"{1.0 / slower:.2f} times faster"
+        self._ledger.notes.append(f"steps are {times} than when the plan was found: it is tuned again")
+        return False

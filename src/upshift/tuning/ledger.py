@@ -287,6 +287,10 @@ class Ledger:
 
     # What was tried
 
+    def leave_untried(self, seconds: float) -> None:
+        """Something was not tried, as it could not pay for itself in so many seconds of training."""
+        self.untried_seconds = max(self.untried_seconds or 0.0, seconds)
+
     def record(
         self,
         loop: Conducted,
@@ -304,7 +308,7 @@ class Ledger:
         """Write down what became of a candidate, and tell those who want to know; see `Trial` for the arguments."""
         is_too_dear = verdict == "not tried" and reason not in GAINS_NOTHING
         if is_too_dear and self.step is not None and not self._at_any_cost:
-            self.untried_seconds = max(self.untried_seconds or 0.0, loop.remaining_steps * self.step.step_seconds)
+            self.leave_untried(loop.remaining_steps * self.step.step_seconds)
         interval = duel.interval if duel is not None and math.isfinite(duel.interval.high) else None
         trial = Trial(
             name=candidate.name,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
 
 from upshift.core.flops import StepCost, step_cost, with_update
+from upshift.core.limits import USUAL_SECONDS
 from upshift.training.conductor import Conducted
 from upshift.training.rng import restore_rng_state, rng_state
 from upshift.tuning.breakdown import Breakdown, StepFacts, estimate_breakdown, loader_ceiling
@@ -33,8 +34,10 @@ class StepObserver:
         job: What is trained.
         history: Earlier trials on this machine, for what things cost.
         at_any_cost: Look into a step even where the training is too short to profit.
+        with_limits: Measures what the machine can do, for a job that does not know it; None where nobody is to.
 
     Attributes:
+        job: What is trained.
         cost: Operations and bytes of a step, its update of the weights included; None where the training is too short
             to look.
         mix: The operators of a step; None where the training is too short to look.
@@ -51,13 +54,15 @@ class StepObserver:
         job: Job,
         history: Sequence[Mapping[str, Any]],
         at_any_cost: bool,
+        with_limits: Callable[[Job], Job] | None = None,
     ) -> None:
+        self.job = job
         self.cost: StepCost | None = None
         self.mix: OperatorMix | None = None
         self.first_split: Breakdown | None = None
         self.first_split_has_mix = False
         self._mix_of: str | None = None
-        self._live, self._ledger, self._job = live, ledger, job
+        self._live, self._ledger, self._with_limits = live, ledger, with_limits
         self._history, self._at_any_cost = history, at_any_cost
         self._num_first_steps = 0
 
@@ -79,6 +84,28 @@ class StepObserver:
             self.first_split = self._split(first, None)
         return first
 
+    def find_limits(self, loop: Conducted, *, is_last_chance: bool) -> bool:
+        """Measure what the machine can do, where nobody has yet and the training has the time; whether it was.
+
+        Args:
+            loop: The training.
+            is_last_chance: Whether it may take all of what may be lost; else half, so that candidates have the rest.
+        """
+        ledger, measure = self._ledger, self._with_limits
+        if measure is None or self.job.limits is not None:
+            return False
+        if ledger.allowance(loop) / (1 if is_last_chance else 2) < USUAL_SECONDS:
+            if is_last_chance:  # precisions are then not even proposed
+                ledger.leave_untried((loop.steps_made + loop.remaining_steps) * ledger.known_step.step_seconds)
+            return False
+        self._with_limits = None
+        try:
+            self.job = measure(self.job)
+        except Exception as error:  # of a lack of memory, of a device of another kind: training goes on without
+            ledger.notes.append(f"what this machine can do could not be measured: {first_line(error)}")
+            return False
+        return True
+
     def look_into_step(self, loop: Conducted) -> None:
         """Split the time of a step by the plan as it is now, with its operators where there is time for them."""
         ledger = self._ledger
@@ -95,8 +122,8 @@ class StepObserver:
         """What is known of a step by the plan as it is now."""
         largest = loop.step.largest_batch
         memory = step_memory(
-            self._job.device,
-            num_parts=1 if largest is None else math.ceil(self._job.batch_size / largest),
+            self.job.device,
+            num_parts=1 if largest is None else math.ceil(self.job.batch_size / largest),
             saved_bytes=0 if self.cost is None else self.cost.saved_bytes,
         )
         now = self._ledger.known_step
@@ -123,7 +150,7 @@ class StepObserver:
 
     def _measure_mix(self, loop: Conducted, step_seconds: float) -> None:
         """Count the operators of a step, where there is time enough to compile it."""
-        cheapest = cheapest_compilation(self._job, self._ledger.plan)
+        cheapest = cheapest_compilation(self.job, self._ledger.plan)
         if not self._at_any_cost:
             if cheapest is None:
                 return
@@ -135,7 +162,7 @@ class StepObserver:
         try:
             self.cost = self._cost_of_step(loop)
             self._mix_of = self._ledger.plan.compile
-            self.mix = operator_mix(lambda: loop.step.gradients(*batch), step_seconds, self._job.device)
+            self.mix = operator_mix(lambda: loop.step.gradients(*batch), step_seconds, self.job.device)
         except Exception as error:  # of a profiler that is in use elsewhere, of a model that it cannot see through
             why = first_line(error)
             self._ledger.notes.append(f"nothing was compiled, as the step could not be looked into: {why}")
@@ -163,7 +190,7 @@ class StepObserver:
 
     def _split(self, now: Measured, mix: OperatorMix | None) -> Breakdown:
         """Where the time of a step goes, by its times, its operators and what the machine can do."""
-        job, plan, limits = self._job, self._ledger.plan, self._job.limits
+        job, plan, limits = self.job, self._ledger.plan, self.job.limits
         works_ahead = plan.num_workers > 0
         facts: StepFacts = {
             "batch_size": job.batch_size,

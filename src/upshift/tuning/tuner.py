@@ -51,6 +51,8 @@ class Tuner:
         first_plan: The plan that every gain is counted from, where `known` is what this very training had found when
             it was stopped, and `plan` is that of it: it is gone on with. None where that is `plan`.
         handed_over: A plan that was measured elsewhere; it is raced before all else.
+        with_limits: Measures what the machine can do, for a job that does not know it, where the training can pay for
+            that; None where nobody is to.
 
     Attributes:
         ledger: The plan so far, what its steps take, what was tried, and seconds spent and saved.
@@ -71,6 +73,7 @@ class Tuner:
         known: KnownPlan | None = None,
         handed_over: Plan | None = None,
         first_plan: Plan | None = None,
+        with_limits: Callable[[Job], Job] | None = None,
     ) -> None:
         config = config or TunerConfig()
         self.ledger = ledger = Ledger(plan, config=config, history=history, on_adopted=on_adopted)
@@ -84,12 +87,19 @@ class Tuner:
             stop_when_done=config.stop_when_done,
             after_demotion=self._tell_after_demotion,
         )
-        self.observer = StepObserver(live, ledger, job=job, history=history, at_any_cost=config.stop_when_done)
+        self.observer = StepObserver(
+            live,
+            ledger,
+            job=job,
+            history=history,
+            at_any_cost=config.stop_when_done,
+            with_limits=with_limits,
+        )
         duels = Duels(live, ledger, batch_size=job.batch_size)
         self._recall: Recall | None = None
         if known is not None:
             self._recall = Recall(replace(known, plan=fitted(known.plan, job)), live, ledger, duels)
-        self._challenges = Challenges(live, ledger, self.observer, duels, job=job, config=config)
+        self._challenges = Challenges(live, ledger, self.observer, duels, config=config)
         self._confirming = Confirming(live, ledger, duels, config)
         self._whole_plans = [] if handed_over is None else [handed_over_candidate(fitted(handed_over, job), plan)]
         self._at_any_cost, self._on_pause = config.stop_when_done, on_pause
@@ -98,6 +108,7 @@ class Tuner:
         self._image_size: torch.Size | None = None
         self._slower = 1.0
         self._meter = LoadMeter()
+        self._was_busy = False
 
     # What came of it, beside the ledger
 
@@ -117,8 +128,18 @@ class Tuner:
         return self._recall is not None and self._recall.was_taken
 
     @property
+    def was_disturbed(self) -> bool:
+        """Whether other programs used the machine while candidates were timed, so that gains may have been missed."""
+        load = self._meter.read()
+        return self._has_timed and (self._was_busy or (load is not None and load.is_busy))
+
+    @property
+    def _has_timed(self) -> bool:
+        return any(trial.num_rounds for trial in self.ledger.trials)
+
+    @property
     def decided_before(self) -> tuple[Mapping[str, Any], ...]:
-        """The trials of that run, where it was stopped on its way: only the others are raced here."""
+        """The trials of that run: only other candidates are raced here, if any are."""
         return self._recall.decided if self._recall is not None else ()
 
     # The story
@@ -131,6 +152,11 @@ class Tuner:
         if loop.remaining_steps < MIN_STEPS and not self._at_any_cost:
             left = loop.remaining_steps
             ledger.notes.append(f"{left} steps are too few to tune on" if left != 1 else "1 step is too few to tune on")
+            if self._whole_plans:
+                ledger.notes.append(
+                    "the plan handed over was measured elsewhere, and had no steps to prove itself on: training kept "
+                    "to the one that it began with"
+                )
             return
         first = yield from self.observer.first_steps(loop)
         ledger.set_first_step(first)
@@ -158,6 +184,7 @@ class Tuner:
     def _race(self, loop: Conducted, whole_plans: Sequence[Candidate], refused: Sequence[Plan]) -> Story:
         """Look into a step, race what may be faster, and confirm what is."""
         if not self._has_looked:
+            self.observer.find_limits(loop, is_last_chance=False)
             self.observer.look_into_step(loop)
             self._has_looked = True
         yield from self._challenges.race(loop, whole_plans, refused)
@@ -198,10 +225,11 @@ class Tuner:
     def _note_load(self) -> None:
         """Say whether others used the machine while candidates were timed; once."""
         load = self._meter.stop()
-        if load is not None and load.is_busy and any(trial.num_rounds for trial in self.ledger.trials):
+        if load is not None and load.is_busy and self._has_timed:
+            self._was_busy = True
             self.ledger.notes.append(
                 f"other programs used {load.others_share * 100:.0f} % of the cores while candidates were timed: "
-                "intervals are wide, and small gains are not found"
+                "intervals are wide, and small gains are not found; the next run looks for them again"
             )
 
     # Conducting

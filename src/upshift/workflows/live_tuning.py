@@ -36,7 +36,7 @@ from upshift.tuning.tuner import Tuner
 from upshift.tuning.whole_plans import HANDED_OVER
 from upshift.workflows.datasets import make_train_loader
 from upshift.workflows.preparation import Prepared
-from upshift.workflows.tuning_memory import from_document, interrupted_in, to_document
+from upshift.workflows.tuning_memory import account_in, from_document, interrupted_in, to_document
 
 AUTO = "auto"
 WORTHWHILE = 1.3
@@ -51,6 +51,7 @@ class StartingPlan:
         tunes: Whether a faster one is looked for.
         handed_over: A plan that was measured on another machine, or with another model: it has to prove itself here.
         known: What a run that is resumed had found when it was stopped while tuning: `plan` is its.
+        account: What tuning came to, where the run that is resumed had come to its end: the tuning part of its result.
         note: What the user should know of that.
     """
 
@@ -58,6 +59,7 @@ class StartingPlan:
     tunes: bool
     handed_over: Plan | None = None
     known: KnownPlan | None = None
+    account: Mapping[str, Any] | None = None
     note: str | None = None
 
 
@@ -111,7 +113,12 @@ def _as_it_was_left(start: StartingPlan, resumed: Path) -> StartingPlan:
         return start  # the folder's plan is that of a start without the plan that is handed over now
     if not found.trials:
         return start
-    return _kept(found) if found.is_for_this_machine() else start
+    if not found.is_for_this_machine():
+        return start
+    kept = _kept(found)
+    account = None if kept.tunes else account_in(folder)
+    note = "tuning had come to its end before the run was resumed: its seconds are those until then"
+    return replace(kept, account=account, note=note if account is not None else None)
 
 
 def _kept(plan: Plan) -> StartingPlan:
@@ -149,9 +156,9 @@ class LiveTuning:
         self._environment = environment.fingerprint(self._description)
         self._subject, self._subject_of_plan = _subject(prepared), subject_of(prepared.model)
         self._counts = slowdown_counts()
-        # Measuring takes seconds, which a training does not spend on it.
+        # Measuring takes seconds, which a training has to have won, or to be long enough for.
         find_limits, find_rates = (limits, data_rates) if config.stop_when_done else (known_limits, known_data_rates)
-        self._limits = find_limits(prepared.device, cache=self._cache, environment=self._environment)
+        machine = find_limits(prepared.device, cache=self._cache, environment=self._environment)
         self._data_rates = find_rates(cache=self._cache, environment=self._environment)
         first_plan = replace(BASELINE, device=prepared.plan.device) if known is not None else None
         if known is None and use_cache and handed_over is None:
@@ -174,9 +181,13 @@ class LiveTuning:
                 return first  # batches are then brought into the plan's layout one by one
             return make_train_loader(prepared.dataset, prepared.recipe, plan, prepared.device, prepared.seed)
 
+        def with_limits(job: Job) -> Job:
+            found = limits(prepared.device, cache=self._cache, environment=self._environment)
+            return replace(job, limits=found, fast_dtypes=fast_dtypes(found))
+
         self.tuner = Tuner(
             prepared.plan,
-            job=_job(prepared, self._limits, self._data_rates),
+            job=_job(prepared, machine, self._data_rates),
             loader_for=loader_for,
             config=config,
             history=self._cache.trials(self._environment),
@@ -185,6 +196,7 @@ class LiveTuning:
             first_plan=first_plan,
             known=known,
             handed_over=handed_over,
+            with_limits=with_limits,
         )
 
     def keep_plan_in(self, folder: RunFolder) -> None:
@@ -268,14 +280,15 @@ class LiveTuning:
         if document is not None:
             self._cache.save_plan(self._environment, self._subject, document)
             if self._folder is not None:
-                write_json(self._folder.tuning, document)
+                write_json(self._folder.tuning, document | {"account": finite(self.to_json())})
 
     def _limit_share(self) -> dict[str, Any] | None:
         """How near a step of the plan comes to what this machine can do; None where that was not measured."""
-        cost, step, precision = self.tuner.observer.cost, self.tuner.ledger.step, self.tuner.plan.precision
-        if self._limits is None or cost is None or step is None or precision not in self._limits.matmul_flops:
+        observer, step, precision = self.tuner.observer, self.tuner.ledger.step, self.tuner.plan.precision
+        cost, machine = observer.cost, observer.job.limits
+        if machine is None or cost is None or step is None or precision not in machine.matmul_flops:
             return None
-        return asdict(share_of_limit(cost, step.step_seconds, self._limits, precision))
+        return asdict(share_of_limit(cost, step.step_seconds, machine, precision))
 
     def _last_split(self) -> dict[str, Any] | None:
         """Where the time of a step goes by the final plan; None where that is the one that training began with."""

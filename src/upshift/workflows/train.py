@@ -16,6 +16,7 @@ from upshift.core.files import finite, read_json, sha256_file, write_json
 from upshift.core.records import RunFolder
 from upshift.core.reference import refuse_while_importing
 from upshift.core.vouching import vouch
+from upshift.errors import TrainingInterrupted
 from upshift.models.spec import state_dict_on_cpu
 from upshift.recipes.recipe import Recipe
 from upshift.training.checkpoint import save_tensors
@@ -33,7 +34,7 @@ from upshift.workflows.algorithm import keep, with_allowed
 from upshift.workflows.arguments import verb
 from upshift.workflows.evaluate import evaluation_record
 from upshift.workflows.folders import link_latest, open_run_folder
-from upshift.workflows.live_tuning import LiveTuning, plan_to_start_with, start_tuning, with_model
+from upshift.workflows.live_tuning import LiveTuning, StartingPlan, plan_to_start_with, start_tuning, with_model
 from upshift.workflows.model import RunRecord
 from upshift.workflows.preparation import Prepared, prepare_training
 from upshift.workflows.resumption import check_same_run
@@ -126,8 +127,6 @@ def train(
     tuning = None
     if start.tunes:
         tuning = start_tuning(prepared, handed_over=start.handed_over, known=start.known, changed=changed)
-        if start.note is not None:
-            tuning.tuner.ledger.notes.append(start.note)
     given = fallback(prepared.plan, prepared.device) if tuning is None else None
     with torch_settings_put_back():
         trainer = prepared.trainer(tuning.tuner if tuning is not None else given)
@@ -147,7 +146,12 @@ def train(
                 tensorboard.write_start(model, *prepared.loaders.first_samples())
             link_latest(folder)
             seed_everything(seed)
-            trained = trainer.train(folder, (*observers, tensorboard), resume=resume)
+            try:
+                trained = trainer.train(folder, (*observers, tensorboard), resume=resume)
+            except TrainingInterrupted:
+                if tuning is not None and tuning.tuner.is_complete:
+                    tuning.remember()  # the account as it is now
+                raise
             settings = changed.settings if changed is not None else ()
             command = reproduction_command(record, [*overrides, *settings], plan, data_dir)
             if tuning is not None:
@@ -157,7 +161,7 @@ def train(
                 plan_made.save(folder.plan)
             else:
                 plan_made = prepared.plan
-            result = _record_result(trained, prepared, plan_made, tuning, changed, folder, command)
+            result = _record_result(trained, prepared, plan_made, start, tuning, changed, folder, command)
     return TrainedRun(folder, result, model.to("cpu"))
 
 
@@ -165,6 +169,7 @@ def _record_result(
     trained: TrainingResult,
     prepared: Prepared,
     plan: Plan,
+    began_with: StartingPlan,
     tuning: LiveTuning | None,
     changed: ChangedAlgorithm | None,
     folder: RunFolder,
@@ -187,7 +192,8 @@ def _record_result(
     evaluation_seconds = progress.evaluation_seconds + clock.now() - start
     write_json(folder.evaluation, evaluation_record(evaluation, labels, info, dataset.splits["test"].inputs))
     save_tensors(state_dict_on_cpu(model), folder.model)
-    notes = [*dataset.notes, *progress.notes, *(tuning.notes if tuning is not None else ())]
+    notes = [*dataset.notes, *progress.notes, *([began_with.note] if began_with.note is not None else [])]
+    notes += tuning.notes if tuning is not None else ()
     if plan.micro_batch_size is not None and plan.micro_batch_size > recipe.batch_size:
         notes.append(
             f"the plan's micro_batch_size of {plan.micro_batch_size} is more than the batch size of "
@@ -204,7 +210,7 @@ def _record_result(
         "variant": record.variant,
         "seed": record.seed,
         "plan": plan.to_json(),
-        "tuning": tuning.to_json() if tuning is not None else None,
+        "tuning": tuning.to_json() if tuning is not None else began_with.account,
         "algorithm": changed.to_json() if changed is not None else None,
         "device": next(model.parameters()).device.type,
         "num_parameters": sum(parameter.numel() for parameter in model.parameters()),

@@ -10,6 +10,7 @@ from upshift.core.records import RunFolder
 from upshift.errors import ArtifactError, BadInputError
 from upshift.tuning.config import KnownPlan
 from upshift.tuning.plan import Plan, plan_from_json
+from upshift.tuning.trials import Trial
 from upshift.tuning.tuner import Tuner
 
 
@@ -26,7 +27,8 @@ def to_document(tuner: Tuner, plan: Plan) -> dict[str, Any] | None:
         return None
     # Those that were refused on top of a plan which was dropped then say nothing of the first one.
     was_dropped = ledger.was_demoted or any(trial.verdict == "demoted" for trial in made)
-    decided = [*tuner.decided_before, *(trial.to_json() for trial in made if trial.is_decided)]
+    disturbed, before = tuner.was_disturbed, tuner.decided_before
+    decided = [trial.to_json() for trial in made if _is_settled(trial, disturbed) and not (before and _is_known(trial))]
     return {
         "plan": plan.to_json(),
         "step_seconds": ledger.step.step_seconds,
@@ -35,10 +37,23 @@ def to_document(tuner: Tuner, plan: Plan) -> dict[str, Any] | None:
         "untried_seconds": ledger.untried_seconds,
         "build_seconds": (ledger.build_seconds_before if ledger.plan != ledger.first_plan else 0.0)
         + sum(trial.build_seconds or 0.0 for trial in made if trial.verdict == "adopted"),
-        # A plan that failed may have failed by chance: it is found anew. What a budget left untried is for later runs.
-        "complete": tuner.is_complete and not ledger.was_demoted and not ledger.ran_out,
-        "decided": [] if was_dropped else decided,
+        # A plan that failed may have failed by chance: it is found anew. What a budget left untried, or other programs
+        # kept from being proven, is for later runs.
+        "complete": tuner.is_complete and not ledger.was_demoted and not ledger.ran_out and not disturbed,
+        "decided": [] if was_dropped else [*before, *decided],
     }
+
+
+def _is_settled(trial: Trial, disturbed: bool) -> bool:
+    """Whether there is nothing to be gained by trying it once more; where other programs disturbed, that is proven."""
+    if not disturbed or trial.verdict != "refused" or not trial.num_rounds:
+        return trial.is_decided
+    return trial.speedup_interval is not None and trial.speedup_interval[1] <= 1.0
+
+
+def _is_known(trial: Trial) -> bool:
+    """Whether it is what an earlier run adopted, and has told of."""
+    return trial.verdict == "adopted" and not trial.num_rounds
 
 
 def from_document(document: Mapping[str, Any] | None) -> KnownPlan | None:
@@ -58,6 +73,17 @@ def from_document(document: Mapping[str, Any] | None) -> KnownPlan | None:
         )
     except (BadInputError, KeyError, TypeError):
         return None  # of an earlier version of upshift, or written by hand: it is found anew, and replaced
+
+
+def account_in(folder: RunFolder) -> dict[str, Any] | None:
+    """What the tuning of a run came to, for its result; None where there was none."""
+    if not folder.tuning.is_file():
+        return None
+    try:
+        account = read_json(folder.tuning, kind="a run's tuning").get("account")
+    except ArtifactError:
+        return None
+    return account if isinstance(account, dict) else None
 
 
 def interrupted_in(folder: RunFolder) -> KnownPlan | None:

@@ -1,0 +1,134 @@
+"""What an earlier run found: doubted where the machine was busy or slow then, and else not raced again."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from layered_recipe import RECIPE
+from live_trainings import STEP_SECONDS, Net, tuned
+
+from upshift import Plan, train
+from upshift.core.cache import TuningCache
+from upshift.core.load import Load, LoadMeter
+from upshift.errors import TrainingInterrupted
+from upshift.tuning.config import KnownPlan
+from upshift.tuning.plan import BASELINE
+from upshift.tuning.trials import REFUSED_BEFORE
+from upshift.workflows.tuning_memory import from_document, to_document
+
+pytestmark = pytest.mark.usefixtures("simulated_clock")
+
+UNFUSED = Plan(fused_optimizer=False)
+CHANNELS_LAST = Plan(memory_format="channels_last")
+ADOPTED = {"name": "channels_last", "changes": {"memory_format": "channels_last"}, "verdict": "adopted"}
+REFUSED = {"name": "2 threads", "changes": {"num_threads": 2}, "verdict": "refused"}
+
+
+class BusyMeter(LoadMeter):
+    """Of a machine half of which other programs use."""
+
+    def read(self) -> Load | None:
+        return Load(others_share=0.5, own_share=0.5, seconds=10.0, num_cores=2)
+
+
+@pytest.mark.parametrize("is_busy", [False, True])
+def test_what_was_not_proven_on_a_busy_machine_is_looked_for_by_the_next_run(
+    is_busy: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        if is_busy:
+            patch.setattr("upshift.tuning.tuner.LoadMeter", BusyMeter)
+        first = tuned(tmp_path / "first", Net(slow="channels_last"), plan=UNFUSED, epochs=60)
+        assert first.tuner is not None
+        document = to_document(first.tuner, first.plan)
+    assert {first.trials[name].verdict for name in ("channels_last", "fused optimizer")} == {"refused"}
+    assert document is not None and document["complete"] is not is_busy
+    assert sorted(trial["name"] for trial in document["decided"]) == (
+        ["channels_last"] if is_busy else ["channels_last", "fused optimizer"]
+    ), "what is proven slower stays refused"
+    known = from_document(document)
+    second = tuned(tmp_path / "second", Net(slow="channels_last"), arguments={"known": known}, plan=UNFUSED, epochs=60)
+    assert second.tuner is not None and second.tuner.took_known
+    assert [trial.name for trial in second.ledger.trials if trial.num_rounds] == (
+        ["fused optimizer"] if is_busy else []
+    )
+    after = to_document(second.tuner, second.plan)
+    assert after is not None and after["complete"] is True
+    assert sorted(trial["name"] for trial in after["decided"]) == ["channels_last", "fused optimizer"]
+
+
+@pytest.mark.parametrize(("recorded", "is_slow"), [(3 * STEP_SECONDS, True), (1.2 * STEP_SECONDS, False)])
+def test_a_plan_that_was_found_on_a_slow_machine_is_tuned_again(recorded: float, is_slow: bool, tmp_path: Path) -> None:
+    known = KnownPlan(plan=BASELINE, step_seconds=recorded, data_seconds=0.0, speedup=1.0, build_seconds=0.0)
+    found = tuned(tmp_path, Net(slow="channels_last"), arguments={"known": known}, epochs=30)
+    assert found.tuner is not None and found.tuner.took_known is not is_slow
+    assert ("channels_last" in found.trials) is is_slow
+    assert any("times faster than when the plan was found" in note for note in found.ledger.notes) is is_slow
+
+
+def test_a_longer_run_races_what_was_not_tried_and_nothing_that_was_refused(tmp_path: Path) -> None:
+    known = KnownPlan(
+        plan=CHANNELS_LAST,
+        step_seconds=STEP_SECONDS,
+        data_seconds=0.0,
+        speedup=3.0,
+        build_seconds=0.0,
+        untried_seconds=0.1,
+        decided=(ADOPTED, REFUSED),
+    )
+    found = tuned(tmp_path, Net(slow="contiguous"), arguments={"known": known}, facts={"num_cores": 2}, epochs=10)
+    assert found.tuner is not None and found.tuner.took_known
+    assert found.trials["2 threads"].reason == REFUSED_BEFORE
+    document = to_document(found.tuner, found.plan)
+    assert document is not None and document["decided"][:2] == [ADOPTED, REFUSED]
+    assert [trial["name"] for trial in document["decided"]].count("channels_last") == 1
+
+
+def test_a_plan_from_elsewhere_that_has_no_steps_to_prove_itself_on_is_named(tmp_path: Path) -> None:
+    plan = tmp_path / "plan.json"
+    plan.write_text(json.dumps(CHANNELS_LAST.to_json() | {"environment": {"cpu": "another one"}}))
+    result = train(RECIPE, overrides=("epochs=1",), out=tmp_path / "run", plan=plan).result
+    assert result["plan"]["memory_format"] == "contiguous"
+    assert any("the plan handed over was measured elsewhere, and had no steps" in note for note in result["notes"])
+
+
+class Stopping:
+    """An observer that stops the process as Ctrl-C does, once tuning is complete."""
+
+    def __init__(self, at_step: int) -> None:
+        self.at_step = at_step
+
+    def on_start(self, **facts: int) -> None: ...
+    def on_end(self) -> None: ...
+    def on_progress(self, **where: int) -> None: ...
+    def on_note(self, note: str) -> None: ...
+
+    def on_record(self, record: dict[str, Any]) -> None:
+        if record["step"] == self.at_step:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_run_that_is_resumed_after_its_tuning_tells_what_that_came_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UPSHIFT_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr("upshift.workflows.live_tuning.num_usable_cores", lambda: 1)
+    out, recipe = tmp_path / "run", replace(RECIPE, epochs=30)
+    with pytest.raises(TrainingInterrupted):
+        train(recipe, out=out, observers=[Stopping(at_step=600)])
+    left = json.loads((out / "tuning.json").read_text())
+    assert left["complete"] is True and left["account"]["saved_seconds"] > 0
+    result = train(recipe, out=out, resume=True).result
+    assert result["resumed_from_step"] == 600 and result["plan"]["memory_format"] == "channels_last"
+    assert result["tuning"] == left["account"]
+    assert result["tuning"]["confirmation"]["verdict"] == "confirmed"
+    assert any(trial["name"] == "channels_last" and trial["num_rounds"] for trial in result["plan"]["trials"])
+    assert any("before the run was resumed" in note for note in result["notes"])
+    assert TuningCache().notes == []
