@@ -281,6 +281,44 @@ def test_a_name_that_python_cannot_import_is_refused(name: str, tmp_path: Path) 
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("name", ["torch", "random", "numpy", "accelerate", "pytest", "sys"])
+def test_a_name_that_hides_a_module_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="must not have the name of a module") as caught:
+        upshift.emit("baseline", "digits", "script", out=tmp_path / f"{name}.py")
+    assert caught.value.hint == f"for example --out train_{name}.py"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_name_that_hides_what_the_recipe_imports_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    source = tmp_path / "my_recipe.py"
+    text = RECIPE_BESIDE.replace("nn.Flatten()", "nn.Flatten(WIDTH)")
+    source.write_text(f"from a_package_of_mine import WIDTH\n{text}")
+    (tmp_path / "a_package_of_mine.py").write_text("WIDTH = 1\n")
+    (tmp_path / "out").mkdir()
+    with pytest.raises(ConfigError, match="must not have the name of a module"):
+        upshift.emit("baseline", source, "script", out=tmp_path / "out" / "a_package_of_mine.py")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_an_emitted_file_may_take_the_place_of_one_that_python_finds_where_one_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for _ in range(2):
+        assert upshift.emit("baseline", "digits", "script", out="train_it.py").files[0] == Path("train_it.py")
+
+
+@pytest.mark.parametrize("out", ["/proc/train.py", "/proc/deep/er/train.py", "/dev/null/train.py"])
+def test_a_file_that_cannot_be_written_is_refused_before_data_are_packed(out: str) -> None:
+    packed: list[str] = []
+    with pytest.raises(StorageError, match=f"^{out} must be a file that can be written; "):
+        upshift.emit("baseline", "digits", "script", out=out, on_data_progress=lambda *done: packed.append(done[0]))
+    assert not packed
+
+
 # --- bad input -------------------------------------------------------------------------------------------------
 
 

@@ -146,9 +146,25 @@ def test_an_interrupted_tune_keeps_the_best_plan_so_far(tmp_path: Path, recipe: 
     assert plan.memory_format == "channels_last" and plan.trials
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("held_at", [WHILE_ONE_IS_RACED, AFTER_ONE_WAS_ADOPTED])
+def test_a_signal_ends_tune_in_the_middle_of_what_it_does(
+    number: signal.Signals, held_at: int, tmp_path: Path, recipe: Path
+) -> None:
+    process = start(tmp_path, "tune", recipe, "--out", "found.json", held_at=held_at, num_cores=2)
+    wait_until_held(tmp_path, process)  # in a step that does not end: nobody makes the file "go"
+    process.send_signal(number)
+    _, err = finish(process, code=130)
+    assert f"tuning was stopped by {number.name}; the best plan so far is in found.json" in err
+    assert "Traceback" not in err
+    assert (load_plan(tmp_path / "found.json").memory_format == "channels_last") == ("channels_last: adopted" in err)
+
+
 BAD = {
     "a folder that is not there": ({"out": "nowhere/plan.json"}, "folder that exists"),
     "a folder": ({"out": "."}, "folder that exists"),
+    "where no file can be made": ({"out": "/proc/x.json"}, "/proc/x.json must be a file that can be written"),
     "no budget": ({"budget_seconds": 0}, "budget must be above 0 seconds"),
     "a negative budget": ({"budget_seconds": -3.0}, "budget must be above 0 seconds"),
     "nothing to tune": ({"recipe": None}, "a recipe or a model"),

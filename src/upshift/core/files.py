@@ -31,8 +31,13 @@ _RENAME_EXCHANGE = 2
 
 
 @contextlib.contextmanager
-def storage_errors(path: Path) -> Iterator[None]:
-    """Turn "disk full", "read-only", "no permission" and the like at or below `path` into a `StorageError`."""
+def storage_errors(path: Path, *, is_file: bool = False) -> Iterator[None]:
+    """Turn "disk full", "read-only", "no permission" and the like at or below `path` into a `StorageError`.
+
+    Args:
+        path: What is written.
+        is_file: Whether that is a file, not a folder.
+    """
     try:
         yield
     except OSError as error:
@@ -47,11 +52,31 @@ def storage_errors(path: Path) -> Iterator[None]:
             ) from error
         if error.errno in _UNUSABLE:
             raise StorageError(
-                f"{path} must be a folder that can be written",
+                f"{path} must be a {'file' if is_file else 'folder'} that can be written",
                 received=error.strerror,
-                hint=f"name another folder with {name}",
+                hint=f"name another {'place' if is_file else 'folder'} with {name}",
             ) from error
         raise
+
+
+def refuse_unwritable(path: Path) -> None:
+    """Refuse a file that cannot be written, before there is work that would be lost; it need not be there yet.
+
+    An empty file is made under another name and removed: permissions alone do not tell.
+
+    Raises:
+        StorageError: No file can be made in its folder, or in the nearest folder above it that is there.
+    """
+    path = path.absolute()
+    folder = next(parent for parent in path.parents if os.path.lexists(parent))
+    probe = folder / f".{path.name}.{uuid.uuid4().hex[:8]}.tmp"
+    try:
+        with open(probe, "xb"):
+            pass
+        probe.unlink()
+    except OSError as error:
+        with storage_errors(path, is_file=True):
+            raise OSError(error.errno, error.strerror) from error
 
 
 def _concerns(error: OSError, path: Path) -> bool:
@@ -77,7 +102,7 @@ def write_bytes(path: Path, content: bytes) -> None:
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     with storage_errors(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
-    with storage_errors(path):
+    with storage_errors(path, is_file=True):
         try:
             with open(temporary, "wb") as stream:
                 stream.write(content)

@@ -96,7 +96,7 @@ class RunFolder:
         """
         # The result first: without it, the run is known to be unfinished.
         parts = (self.result, self.evaluation, self.model, self.artifact, self.report)
-        with storage_errors(self.path):
+        with storage_errors(self.path, is_file=True):
             if self.result.exists() and self.earlier.exists():
                 shutil.rmtree(self.earlier)
             for part in parts:
@@ -171,20 +171,20 @@ class JsonlWriter:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with storage_errors(path):
+        with storage_errors(path, is_file=True):
             path.parent.mkdir(parents=True, exist_ok=True)
             self._stream = open(path, "a", encoding="utf-8")  # noqa: SIM115 - closed by `close`
 
     def write(self, *records: dict[str, Any]) -> None:
         """Append records; a full disk raises `StorageError`."""
         lines = "".join(json.dumps(finite(record), allow_nan=False) + "\n" for record in records)
-        with storage_errors(self.path):
+        with storage_errors(self.path, is_file=True):
             self._stream.write(lines)
             self._stream.flush()
 
     def close(self) -> None:
         """Flush to the disk and close."""
-        with storage_errors(self.path):
+        with storage_errors(self.path, is_file=True):
             self._stream.flush()
             os.fsync(self._stream.fileno())
             self._stream.close()

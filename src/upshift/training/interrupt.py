@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a request that training answers between two steps."""
+"""Ctrl-C and SIGTERM as a request that training answers between two steps, or as its end at once."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ import signal
 import threading
 from collections.abc import Iterator
 from types import FrameType
+
+
+class StoppedAtOnce(KeyboardInterrupt):
+    """A signal ended what was under way; its text is the signal's name."""
 
 
 class StopRequest:
@@ -20,8 +24,13 @@ class StopRequest:
 
 
 @contextlib.contextmanager
-def stop_on_signals() -> Iterator[StopRequest]:
-    """Catch SIGINT and SIGTERM within this context; outside the main thread signals are left alone."""
+def stop_on_signals(*, at_once: bool = False) -> Iterator[StopRequest]:
+    """Catch SIGINT and SIGTERM within this context; outside the main thread signals are left alone.
+
+    Args:
+        at_once: Raise `StoppedAtOnce` where the signal comes. The request is set all the same: Python drops what is
+            raised while it destroys an object.
+    """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request
@@ -31,6 +40,8 @@ def stop_on_signals() -> Iterator[StopRequest]:
         if request and number == signal.SIGINT:
             raise KeyboardInterrupt
         request.signal_name = signal.Signals(number).name
+        if at_once:
+            raise StoppedAtOnce(request.signal_name)
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -108,16 +108,25 @@ class Trainer:
         self._last_checkpoint_step = 0
         self._largest_evaluated: int | None = None
 
-    def train(self, run: RunFolder, observers: tuple[Observer, ...] = (), *, resume: bool = False) -> TrainingResult:
+    def train(
+        self,
+        run: RunFolder,
+        observers: tuple[Observer, ...] = (),
+        *,
+        resume: bool = False,
+        stops_at_once: bool = False,
+    ) -> TrainingResult:
         """Run the loop to its end.
 
         Args:
             run: The folder that records and checkpoints go to.
             observers: Who watches.
             resume: Go on from the newest whole checkpoint of the folder; from the start where there is none.
+            stops_at_once: Nothing of the training is wanted once it is stopped.
 
         Raises:
             TrainingInterrupted: After a checkpoint, at Ctrl-C or SIGTERM.
+            StoppedAtOnce: Instead, where that is asked for: in the middle of whatever is done.
             NonFiniteLossError: Too many steps in a row were skipped; the last good state is saved.
         """
         progress = self.progress
@@ -135,7 +144,7 @@ class Trainer:
                 step=progress.step,
             )
         try:
-            with stop_on_signals() as stop:
+            with stop_on_signals(at_once=stops_at_once) as stop:
                 while progress.step < self._total_steps and progress.stopped is None:
                     self._train_epoch(stop)
                     self._finish_epoch(stop)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import keyword
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from upshift.core.files import atomic_folder, write_bytes
+from upshift.core.files import atomic_folder, refuse_unwritable, write_bytes
 from upshift.core.reference import reference_to
 from upshift.data.packing import inputs_file, labels_file
 from upshift.data.source import SPLIT_NAMES
@@ -19,6 +21,7 @@ from upshift.recipes.recipe import Recipe
 from upshift.training.optimizers import build_optimizer
 from upshift.training.stages import Stages
 from upshift.tuning.emit.assemble import is_emitted
+from upshift.tuning.emit.imports import KNOWN_IMPORTS, imported_modules
 from upshift.tuning.emit.job import Job
 from upshift.tuning.emit.targets import find_target
 from upshift.tuning.plan import Plan, read_plan
@@ -103,6 +106,8 @@ def emit(
     if path is not None:
         _refuse_sources(path, recipe, job)
     emission = found.emit(job)
+    if path is not None:
+        _refuse_shadow(path, imported_modules(emission.text))
     files: list[Path] = []
     if path is not None:
         arrays = _write_arrays(path.parent / folder, prepared.dataset)
@@ -127,7 +132,23 @@ def _checked_path(path: Path) -> Path:
             received=path,
             hint="name another file with --out, or move that one",
         )
+    _refuse_shadow(path, {imported.module.partition(".")[0] for imported in KNOWN_IMPORTS.values()})
+    refuse_unwritable(path)
     return path
+
+
+def _refuse_shadow(path: Path, imported: set[str]) -> None:
+    """Refuse the name of a module: Python looks for modules in the folder of the file that it runs first."""
+    # The folder itself, and where one works, are left out: what lies there may be an emitted file of before.
+    own = {path.absolute().parent.resolve(), Path.cwd().resolve()}
+    elsewhere = [entry for entry in sys.path if entry and Path(entry).resolve() not in own]
+    name = path.stem
+    if name in imported or name in sys.stdlib_module_names or PathFinder.find_spec(name, elsewhere) is not None:
+        raise ConfigError(
+            "an emitted file must not have the name of a module: Python would import the file in its place",
+            received=path.name,
+            hint=f"for example --out train_{name}.py",
+        )
 
 
 def _is_emitted(path: Path) -> bool:

@@ -13,12 +13,14 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from upshift.core import environment
+from upshift.core.files import refuse_unwritable
 from upshift.core.limits import Limits, limits
 from upshift.core.records import RunFolder
 from upshift.core.reference import refuse_while_importing
 from upshift.errors import ConfigError, Interrupted, StorageError, TrainingInterrupted, shown
 from upshift.recipes.recipe import Recipe
 from upshift.training.config import MAX_EPOCHS
+from upshift.training.interrupt import StoppedAtOnce
 from upshift.training.rng import seed_everything
 from upshift.tuning.batch_size import checked_allowed
 from upshift.tuning.config import TunerConfig
@@ -182,6 +184,7 @@ def _plan_file(out: str | Path | None) -> Path | None:
         raise StorageError(
             "a plan is written as a file into a folder that exists", received=path, hint="for example --out plan.json"
         )
+    refuse_unwritable(path)
     return path
 
 
@@ -216,9 +219,12 @@ def _make_steps(prepared: Prepared, tuning: LiveTuning) -> str | None:
     seed_everything(prepared.seed)
     with tempfile.TemporaryDirectory(prefix="upshift-tune-") as folder:
         try:
-            trainer.train(RunFolder(Path(folder)))
+            # Between two steps many candidates may be compiled and refused: who stops tuning need not wait for that.
+            trainer.train(RunFolder(Path(folder)), stops_at_once=True)
         except TuningDone:
             return None
+        except StoppedAtOnce as stop:
+            return f"stopped by {stop}"
         except TrainingInterrupted as error:
             return str(error).split(" after ")[0]
     return None

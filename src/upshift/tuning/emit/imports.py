@@ -77,6 +77,17 @@ def module(docstring: str, sections: Sequence[str], imports: Mapping[str, Import
     return header + import_block(used) + gap + body
 
 
+def imported_modules(code: str) -> set[str]:
+    """The first names of the modules that code imports, within functions too: "torch" of `torch.nn`."""
+    modules: set[str] = set()
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Import):
+            modules.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module is not None and not node.level:
+            modules.add(node.module)
+    return {name.partition(".")[0] for name in modules}
+
+
 def import_block(used: Mapping[str, Import]) -> str:
     """Import statements in the order of isort: the standard library, then other packages."""
 
