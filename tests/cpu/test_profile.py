@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import upshift
-from upshift.errors import BadInputError, ConfigError, PlanError
+from upshift.errors import BadInputError, ConfigError, PlanError, StorageError
 from upshift.recipes.recipe import Recipe
 from upshift.reports.profile_lines import profile_lines
 from upshift.reports.profile_page import render_profile
@@ -184,7 +184,7 @@ def test_page_shows_each_part_and_each_advice(profiled: ProfiledTraining) -> Non
         assert f"<h2>{words}</h2>" in page
     for advice in profiled.result["advice"]:
         assert advice["action"][:40] in page
-    assert page.count("<svg") == 3
+    assert page.count("<svg") == 2 and page.count('class="bar"') == 1
     assert not re.search(r"""(src|href)=["'](?!data:|#)""", page)
 
 
@@ -291,9 +291,18 @@ def test_bad_requests_are_answered_in_one_line(
 
 def test_a_folder_with_something_in_it_is_refused_and_left(tmp_path: Path) -> None:
     (tmp_path / "kept.txt").write_text("x")
-    with pytest.raises(BadInputError, match="new or empty"):
+    with pytest.raises(BadInputError, match="new or empty") as caught:
         upshift.profile("digits", out=tmp_path, num_steps=3)
+    assert caught.value.hint == "name another one", "a profile cannot be resumed"
     assert [path.name for path in tmp_path.iterdir()] == ["kept.txt"]
+
+
+@pytest.mark.parametrize("out", ["/proc/mine", "/proc/deep/er", "/dev/null/mine"])
+def test_a_folder_that_cannot_be_written_is_refused_before_data_are_packed(out: str) -> None:
+    packed: list[str] = []
+    with pytest.raises(StorageError, match=f"^{out} must be a folder that can be written; "):
+        upshift.profile("digits", out=out, on_data_progress=lambda *done: packed.append(done[0]))
+    assert not packed
 
 
 def test_datasets_whose_size_is_no_multiple_of_the_batch_are_profiled(tmp_path: Path) -> None:

@@ -1,67 +1,17 @@
-"""The charts of a profile: the parts of a step, its memory, and what the loop waited for."""
+"""The charts of a profile: the memory of a step, and what the loop waited for."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
 from upshift.core import units
 from upshift.reports.fields import Record, amount, sequence
 from upshift.reports.html import Html
-from upshift.reports.profile_facts import Part, percent
-from upshift.reports.svg import BLUE, GREEN, INK, MUTED, ORANGE, PAPER, RULE, draw
+from upshift.reports.svg import BLUE, GREEN, INK, MUTED, ORANGE, PAPER, draw
 
-# Parts differ in their filling, not by colour alone.
-LOOKS = {
-    "device_compute": (BLUE, ""),
-    "host_overhead": (ORANGE, "////"),
-    "data_wait": (GREEN, "...."),
-    "synchronization": (MUTED, "xxxx"),
-    "communication": (RULE, "----"),
-}
-LETTER_SHARE = 0.018
-"""Share of the bar's width that a letter takes: shorter parts than their name go without."""
 MAX_STEPS = 16
 WIDTH = 400
-
-
-def breakdown_chart(parts: Sequence[Part], seconds: float) -> Html:
-    """A step as one bar of its parts."""
-    shown = [part for part in parts if part.share > 0.001]
-
-    def paint(figure: Any) -> None:
-        figure.set_layout_engine("none")
-        axes = figure.add_axes((0.0, 0.36, 1.0, 0.44))
-        start = 0.0
-        for part in shown:
-            colour, hatch = LOOKS[part.field]
-            axes.barh(0, part.share, left=start, height=1, color=colour, alpha=0.92, linewidth=0)
-            if hatch:
-                axes.barh(0, part.share, left=start, height=1, fill=False, hatch=hatch, edgecolor=PAPER, linewidth=0)
-            axes.plot([start, start], [-0.5, 0.5], color=PAPER, linewidth=1.5)
-            if part.share >= LETTER_SHARE * len(part.title):
-                middle = start + part.share / 2
-                axes.annotate(part.title, (middle, 0.5), (0, 5), textcoords="offset points", ha="center", color=INK)
-            start += part.share
-        axes.set(xlim=(0, 1), ylim=(-0.5, 0.5))
-        axes.set_yticks([])
-        axes.set_xticks([0, 0.25, 0.5, 0.75, 1])
-        axes.set_xticklabels([_time(share * seconds) for share in (0, 0.25, 0.5, 0.75, 1)])
-        labels = axes.get_xticklabels()
-        labels[0].set_ha("left")
-        labels[-1].set_ha("right")
-        axes.grid(False)
-        axes.spines[["left", "bottom"]].set_visible(False)
-
-    described = "A step of training: " + ", ".join(f"{part.title} {percent(part.share)}" for part in shown)
-    return draw("breakdown", WIDTH, 84, paint, description=described + ".")
-
-
-def _time(seconds: float) -> str:
-    return "0" if seconds == 0 else units.plain(units.duration(seconds))
-
-
 PHASE_COLOURS = {"forward": BLUE, "backward": ORANGE, "optimizer": GREEN}
 
 

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from upshift.core import units
+from upshift.reports.bars import StepBar, named, step_bars
 from upshift.reports.fields import Record, amount, count, record, records, seed, sequence, text
 from upshift.reports.html import Child, Html, label, scrolling_table, separated, tag
-from upshift.reports.profile_charts import breakdown_chart, memory_chart, timeline_chart
+from upshift.reports.profile_charts import memory_chart, timeline_chart
 from upshift.reports.profile_facts import (
     advices,
     brief,
@@ -98,9 +99,9 @@ def _key_figures(profile: Record) -> list[tuple[str, str, str]]:
 
 def _where_time_goes(profile: Record) -> Html:
     breakdown = record(profile, "breakdown")
-    parts, seconds = parts_of(breakdown), amount(breakdown, "seconds") or 0.0
-    rows: list[tuple[str, Child]] = [
-        (part.title.capitalize(), f"{brief(part.seconds)}, {percent(part.share)}") for part in parts if part.seconds > 0
+    parts = parts_of(breakdown)
+    rows: list[tuple[Child, Child]] = [
+        (named(part), f"{brief(part.seconds)}, {percent(part.share)}") for part in parts if part.seconds > 0
     ]
     rows += [(title.capitalize(), said) for title, said in ceilings(breakdown)]
     steps = units.counted(count(breakdown, "num_steps") or 0, "step")
@@ -109,7 +110,11 @@ def _where_time_goes(profile: Record) -> Html:
         tag("h2", "Where a step’s time goes"),
         tag(
             "div",
-            tag("figure", breakdown_chart(parts, seconds), tag("figcaption", f"One step, of {steps} that were timed.")),
+            tag(
+                "figure",
+                step_bars([StepBar("", parts)]),
+                tag("figcaption", f"One step, of {steps} that were timed."),
+            ),
             definitions(rows),
             class_="beside",
         ),

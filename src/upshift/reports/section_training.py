@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from typing import Any
 
 from upshift.core import units
@@ -21,7 +21,7 @@ STOPPED = {
 OPTIMIZERS = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW", "muon": "Muon"}
 
 
-def definitions(rows: Iterator[tuple[str, Child]] | list[tuple[str, Child]]) -> Html:
+def definitions(rows: Iterable[tuple[Child, Child]]) -> Html:
     """A list of terms and what they are; rows without content are left out."""
     return tag("dl", [tag("div", tag("dt", term), tag("dd", value)) for term, value in rows if value])
 

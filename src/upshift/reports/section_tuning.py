@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from upshift.core import units
+from upshift.reports.bars import LEAST_SHARE, StepBar, named, step_bars
 from upshift.reports.fields import Record, amount, number, record, records, sequence, text
 from upshift.reports.html import Child, Html, label, scrolling_table, tag
+from upshift.reports.profile_facts import NOISE, Part, brief, is_looked_into, parts_of, percent
 from upshift.reports.records import RunRecords
-from upshift.reports.tuned import adopted_names, algorithm_sentence, spent_sentence, split_sentence, why_plain
+from upshift.reports.tuned import adopted_names, algorithm_sentence, spent_sentence, why_plain
 
 LOOKS = {"adopted": "chosen", "refused": "refused", "failed": "failed", "demoted": "failed"}
 SIGNS = {"adopted": "✓", "refused": "–", "failed": "✗", "demoted": "✗", "not tried": "·"}
 FIGURES = ("Speedup", "Gradient error", "Cost")
+CEILINGS = (
+    ("Without waiting for data", "synthetic_samples_per_second"),
+    ("The loader alone", "loader_samples_per_second"),
+)
+ABOUT_ERRORS = (
+    " A gradient error is how far a candidate’s gradient lies from that of plain fp32, as a share of its length, beside"
+    " the noise that the gradient has anyway, as a batch is only a sample of the data."
+)
 
 
 def tuning(run: RunRecords) -> Html | None:
@@ -26,7 +37,7 @@ def tuning(run: RunRecords) -> Html | None:
         tag("h2", "Tuning"),
         tag("p", tag("strong", "Algorithm:"), f" {changed}.") if changed else None,
         tag("p", _outcome(account, trials)) if account else None,
-        tag("p", _where_time_goes(account)) if account else None,
+        _where_time_goes(account) if account else None,
         _table(trials) if trials else None,
     )
 
@@ -61,29 +72,73 @@ def _confirmed(confirmation: Record) -> str:
     return f" It was not confirmed against the plain plan at the end: {reason}." if verdict else ""
 
 
-def _where_time_goes(account: Record) -> str:
-    first, last, waits = (amount(account, name) for name in ("first_step_seconds", "step_seconds", "data_seconds"))
-    if first is None:
+def _where_time_goes(account: Record) -> Html | None:
+    """A step before and after tuning: two bars, and a table of what each is made of."""
+    splits = [(name, record(account, field)) for name, field in (("Before", "split"), ("After", "last_split"))]
+    steps = [Step(name, split, parts_of(split)) for name, split in splits if amount(split, "seconds")]
+    bars = step_bars([StepBar(f"{step.name} tuning" if len(steps) > 1 else "", step.parts) for step in steps])
+    if bars is None:
+        return None
+    head = tag("tr", tag("th", "A step", scope="col"), [tag("th", step.name, scope="col") for step in steps])
+    fields = {part.field: part for step in steps for part in step.parts if part.share >= LEAST_SHARE}
+    body = [
+        _values("All of it", [units.duration(sum(part.seconds for part in step.parts)) for step in steps]),
+        *(_values(named(part), [step.share_of(field) for step in steps]) for field, part in fields.items()),
+        _values("Bound by", [text(step.split, "bound_by") if is_looked_into(step.split) else "" for step in steps]),
+        *(_values(title, [_ceiling(step.split, field) for step in steps]) for title, field in CEILINGS),
+    ]
+    said = "A step of the plan that training began with"
+    said += ", and of the plan that tuning came to." if len(steps) > 1 else "."
+    return tag(
+        "div",
+        tag("figure", bars, tag("figcaption", said)),
+        tag("table", tag("thead", head), tag("tbody", body), class_="numbers"),
+        class_="beside",
+    )
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step that was looked at.
+
+    Attributes:
+        name: "Before" or "After".
+        split: Of the record.
+        parts: What it is made of.
+    """
+
+    name: str
+    split: Record
+    parts: Sequence[Part]
+
+    def share_of(self, field: str) -> str:
+        """The time of a part and its share."""
+        part = next((part for part in self.parts if part.field == field and part.share >= LEAST_SHARE), None)
+        return f"{brief(part.seconds)}, {percent(part.share)}" if part is not None else ""
+
+
+def _values(name: Child, values: Sequence[str]) -> Html | None:
+    """A row of the table; None where it would be empty."""
+    if not any(values):
+        return None
+    return tag("tr", tag("th", name, scope="row"), [tag("td", value or units.MISSING) for value in values])
+
+
+def _ceiling(split: Record, field: str) -> str:
+    speed, reached = amount(split, field), amount(split, "samples_per_second") or 0.0
+    if speed is None:
         return ""
-    milliseconds = f"{units.milliseconds(first * 1e3)}{units.SPACE}ms"
-    said = f"At the beginning a step took {milliseconds} by the plain plan"
-    if waits is not None:
-        said += f", and {units.milliseconds(waits * 1e3)}{units.SPACE}ms of waiting for its batch"
-    if last is not None and last < first:
-        said += f"; it took {units.milliseconds(last * 1e3)}{units.SPACE}ms by the tuned one"
-    said += "."
-    if split := split_sentence(account):
-        said += f" By the plain plan a step was {split}." if split.startswith("bound") else f" {split}."
-    if split := split_sentence(account, "last_split"):
-        said += f" By the tuned plan it is {split}." if split.startswith("bound") else f" By the tuned plan, {split}."
-    return said
+    return units.rate(speed) if speed > NOISE * reached else "as fast"
 
 
 def _table(trials: Sequence[Record]) -> Html:
     names = ("Candidate", "Verdict", *FIGURES, "Reason")
     head = tag("tr", [tag("th", name, scope="col", class_="number" if name in FIGURES else None) for name in names])
     rows = [_row(trial) for trial in trials]
-    return scrolling_table("Every candidate and what became of it", head, rows, name="Tuning", class_="candidates")
+    said = "Every candidate and what became of it."
+    if any(amount(trial, "gradient_error") is not None for trial in trials):
+        said += ABOUT_ERRORS
+    return scrolling_table(said, head, rows, name="Tuning", class_="candidates")
 
 
 def _row(trial: Record) -> Html:
@@ -99,7 +154,7 @@ def _row(trial: Record) -> Html:
         ],
         [
             units.MISSING if error is None else units.significant(error, 2),
-            tag("small", f"noise {units.significant(noise, 2)}") if noise is not None else None,
+            tag("small", f"beside noise of {units.significant(noise, 2)}") if noise is not None else None,
         ],
         [units.MISSING if not seconds else units.duration(seconds)],
     ]
