@@ -164,9 +164,11 @@ class LiveSteps:
         """Keep the generators as they are before a step that may have to be made again, with the first plan.
 
         Torch's own take some microseconds. Those of Python and numpy take a hundred times as long, and few models draw
-        from them: they are kept for steps on trial, and later only if the first of those has changed them.
+        from them: they are kept for steps on trial, and later only if the first of those has changed them. The steps
+        of the plan that a trial is compared with come after the same work: it cools the cache, and puts threads to
+        sleep.
         """
-        if self._is_on_trial:
+        if self._is_on_trial or self._timing is not None:
             self._random = rng_state(loop.device)
         elif self._executed != self._ledger.first_plan:
             self._random = rng_state(loop.device, with_host=self.draws_on_host is not False)
@@ -184,7 +186,7 @@ class LiveSteps:
         if self.is_asynchronous and self._last_call is not None:
             self.live_step_seconds = max(0.0, now - self._last_call - data_seconds)
         self._last_call = now
-        if self.draws_on_host is None and self._random:
+        if self.draws_on_host is None and self._is_on_trial and self._random:
             state = rng_state(loop.device)
             self.draws_on_host = any(not torch.equal(self._random[name], state[name]) for name in HOST_GENERATORS)
         self._random = {}
