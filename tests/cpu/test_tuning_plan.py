@@ -55,13 +55,21 @@ def test_fields_that_are_left_out_are_those_of_the_baseline(tmp_path: Path) -> N
 
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
-    "no version": ({"version": None}, "must be of version 1"),
-    "a newer version": ({"version": 2}, "received 2"),
-    "a version of the wrong type": ({"version": True}, "must be of version 1"),
+    "no version": ({"version": None}, "a plan's version must be a whole number; received None"),
+    "a newer version": ({"version": 2}, "received version 2, which is of a newer upshift; hint: update upshift"),
+    "a version before the first": ({"version": 0}, "must be of version 1 or later; received 0"),
+    "a version of the wrong type": ({"version": True}, "a plan's version must be a whole number; received True"),
+    "a version with a point": (
+        {"version": 1.0},
+        'must be a whole number; received 1.0; hint: for example "version": 1',
+    ),
     "an unknown field": ({"precison": "bf16"}, "did you mean 'precision'"),
     "an unknown precision": ({"precision": "fp8"}, "one of fp32, tf32, bf16, fp16; received 'fp8'"),
     "a wrong type": ({"num_workers": "2"}, "plan.num_workers must be a whole number; received '2'"),
     "a flag as a number": ({"fused_optimizer": 1}, "true or false"),
+    "threads as text": ({"num_threads": "many"}, f"for example plan.num_threads={os.cpu_count()},"),
+    "workers as text": ({"num_workers": "many"}, "for example plan.num_workers=0"),
+    "trials that are none": ({"trials": "many"}, 'for example plan.trials=[{"name": 1}]'),
     "no workers": ({"num_workers": -1}, "must not be negative"),
     "no threads": ({"num_threads": 0}, "plan.num_threads must be at least 1"),
     "an empty micro-batch": ({"micro_batch_size": 0}, "plan.micro_batch_size must be at least 1"),
@@ -107,6 +115,20 @@ def test_a_key_that_is_there_twice_is_refused(tmp_path: Path) -> None:
     path.write_text('{"version": 1, "num_threads": 1, "version": 1}')
     with pytest.raises(PlanError, match="the key 'version' is there twice"):
         load_plan(path)
+
+
+def test_a_number_without_end_is_refused_in_words_of_json(tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    path.write_text('{"version": 1, "num_threads": 1' + "0" * 5000 + "}")
+    with pytest.raises(PlanError, match="a whole number of 5,001 digits, where at most 400 are read"):
+        load_plan(path)
+
+
+def test_a_name_that_is_no_plan_is_told_of_all_that_are() -> None:
+    with pytest.raises(
+        PlanError, match='"baseline", the path of a JSON file, or, in training, "auto"; received \'Auto\''
+    ):
+        load_plan("Auto")
 
 
 @pytest.mark.parametrize("content", [b"", b'{"version": 1, "prec', b"[1]", b"\xff\xfe", b"[" * 100_000])

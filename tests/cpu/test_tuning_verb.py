@@ -167,6 +167,7 @@ BAD = {
     "where no file can be made": ({"out": "/proc/x.json"}, "/proc/x.json must be a file that can be written"),
     "no budget": ({"budget_seconds": 0}, "budget must be above 0 seconds"),
     "a negative budget": ({"budget_seconds": -3.0}, "budget must be above 0 seconds"),
+    "a budget that is no number": ({"budget_seconds": float("nan")}, "budget must be above 0 seconds"),
     "nothing to tune": ({"recipe": None}, "a recipe or a model"),
     "no recipe of that name": ({"recipe": "digitz"}, "digits"),
 }

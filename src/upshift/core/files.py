@@ -18,6 +18,8 @@ from typing import Any
 from upshift.errors import ArtifactError, StorageError
 
 MAX_JSON_BYTES = 64 * 2**20
+MAX_JSON_DIGITS = 400
+"""Of a whole number: the largest float has 309."""
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _UNUSABLE = (
@@ -59,10 +61,14 @@ def storage_errors(path: Path, *, is_file: bool = False) -> Iterator[None]:
         raise
 
 
-def refuse_unwritable(path: Path) -> None:
+def refuse_unwritable(path: Path, *, named: Path | None = None) -> None:
     """Refuse a file that cannot be written, before there is work that would be lost; it need not be there yet.
 
     An empty file is made under another name and removed: permissions alone do not tell.
+
+    Args:
+        path: The file.
+        named: The folder of it that the user has named, where it is that and not the file.
 
     Raises:
         StorageError: No file can be made in its folder, or in the nearest folder above it that is there.
@@ -75,7 +81,7 @@ def refuse_unwritable(path: Path) -> None:
             pass
         probe.unlink()
     except OSError as error:
-        with storage_errors(path, is_file=True):
+        with storage_errors(named or path, is_file=named is None):
             raise OSError(error.errno, error.strerror) from error
 
 
@@ -148,7 +154,7 @@ def read_json(path: Path, *, kind: str) -> dict[str, Any]:
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
             raise ValueError(f"{path.stat().st_size} bytes")
-        value = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_object)
+        value = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_object, parse_int=_whole_number)
     except (OSError, ValueError, RecursionError) as error:
         raise ArtifactError(
             f"{kind} must be a readable JSON file",
@@ -172,6 +178,13 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             raise ValueError(f"the key {key!r} is there twice")
         whole[key] = value
     return whole
+
+
+def _whole_number(text: str) -> int:
+    """A whole number of JSON; Python would tell of a setting of its own where one is too long."""
+    if len(text) > MAX_JSON_DIGITS:
+        raise ValueError(f"a whole number of {len(text):,} digits, where at most {MAX_JSON_DIGITS} are read")
+    return int(text)
 
 
 def sha256_file(path: Path) -> str:

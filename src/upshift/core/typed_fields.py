@@ -262,7 +262,7 @@ def _example(hint: Any) -> str:
     origin, arguments = typing.get_origin(inner), typing.get_args(inner)
     if origin is typing.Literal:
         return str(arguments[0])
-    if origin is tuple and dataclasses.is_dataclass(arguments[0]):
+    if origin is tuple and (dataclasses.is_dataclass(arguments[0]) or typing.get_origin(arguments[0]) is Mapping):
         return f"[{_example(arguments[0])}]"
     if origin is tuple:
         return ",".join([_example(arguments[0])] * (2 if Ellipsis in arguments else len(arguments)))

@@ -14,7 +14,7 @@ from torch import nn
 
 from upshift.core.files import read_json, write_json
 from upshift.core.typed_fields import check_fields, dataclass_from_json, to_json
-from upshift.errors import ArtifactError, BadInputError, PlanError, shown
+from upshift.errors import ArtifactError, BadInputError, ConfigError, PlanError, shown
 from upshift.training.execution import CUDA_GRAPH_MODES
 
 VERSION = 1
@@ -76,10 +76,7 @@ class Plan:
         try:
             check_fields(self, "plan.")
         except BadInputError as error:
-            hint = error.hint
-            if error.rule.startswith("plan.num_threads"):
-                hint = f"for example plan.num_threads={os.cpu_count() or 1}, as many as this machine has cores"
-            raise PlanError(error.rule, received=error.received, hint=hint) from error
+            raise _as_plan_error(error) from error
         for name in ("num_threads", "micro_batch_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -193,6 +190,16 @@ class Plan:
             )
 
 
+def _as_plan_error(error: BadInputError) -> PlanError:
+    """An error of a field as one of a plan, with numbers of processes that this machine bears as its example."""
+    hint = error.hint
+    if error.rule.startswith("plan.num_threads"):
+        hint = f"for example plan.num_threads={os.cpu_count() or 1}, as many as this machine has cores"
+    elif error.rule.startswith("plan.num_workers"):
+        hint = "for example plan.num_workers=0, which uses none"
+    return PlanError(error.rule, received=error.received, hint=hint)
+
+
 BASELINE = Plan()
 """The plain loop: fp32, eager, contiguous, data in memory where it fits, fused optimizer where torch has one."""
 
@@ -230,7 +237,9 @@ def read_plan(reference: str | Path | Plan) -> Plan:
 def _read(path: Path) -> Plan:
     if not path.exists():
         raise PlanError(
-            'a plan must be "baseline" or the path of a JSON file', received=repr(str(path)), hint="check the path"
+            'a plan must be "baseline", the path of a JSON file, or, in training, "auto"',
+            received=repr(str(path)),
+            hint="check the path",
         )
     try:
         return plan_from_json(read_json(path, kind="a plan"))
@@ -252,11 +261,20 @@ def plan_from_json(document: object) -> Plan:
         what = "a file without one" if isinstance(document, Mapping) else shown(document)
         raise PlanError('a plan must have a "version"', received=what, hint=f'add "version": {VERSION}')
     version = document["version"]
-    if not isinstance(version, int) or isinstance(version, bool) or not 1 <= version <= VERSION:
+    if not isinstance(version, int) or isinstance(version, bool):
         raise PlanError(
-            f"a plan must be of version 1 to {VERSION}",
-            received=repr(version),
-            hint="make it again with this upshift",
+            "a plan's version must be a whole number", received=shown(version), hint=f'for example "version": {VERSION}'
         )
-    plan: Plan = dataclass_from_json(document, Plan, "plan")
+    if version > VERSION:
+        raise PlanError(
+            f"a plan must be of a version that this upshift knows, at most {VERSION}",
+            received=f"version {version}, which is of a newer upshift",
+            hint="update upshift, or make the plan again with this one",
+        )
+    if version < 1:
+        raise PlanError("a plan must be of version 1 or later", received=version, hint="make it again")
+    try:
+        plan: Plan = dataclass_from_json(document, Plan, "plan")
+    except ConfigError as error:
+        raise _as_plan_error(error) from error
     return plan

@@ -12,11 +12,24 @@ from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
-from upshift.core.files import storage_errors
+from upshift.core.files import refuse_unwritable, storage_errors
 from upshift.core.records import LATEST, RUNS, RunFolder, run_folder_name
 from upshift.errors import BadInputError, StorageError, TrainingInterrupted
 
 LOCK = ".lock"
+
+
+def refuse_folder(out: Path | None) -> None:
+    """Refuse at once the folder of what cannot be resumed, where it would be refused after work was done.
+
+    Raises:
+        BadInputError: `out` holds something, or its name is no text.
+        StorageError: It, or `runs` where it is None, cannot be written.
+    """
+    _require_text((out or RUNS).resolve())
+    if out is not None:
+        _require_empty(out, can_resume=False)
+    refuse_unwritable((out or RUNS) / LOCK, named=out or RUNS)
 
 
 @contextlib.contextmanager
@@ -131,7 +144,7 @@ def _require_text(path: Path) -> None:
         ) from None
 
 
-def _require_empty(out: Path) -> None:
+def _require_empty(out: Path, *, can_resume: bool = True) -> None:
     with storage_errors(out):
         if out.exists() and not out.is_dir():
             raise BadInputError(
@@ -141,7 +154,7 @@ def _require_empty(out: Path) -> None:
             raise BadInputError(
                 "--out must be a new or empty folder",
                 received=out,
-                hint="name another one, or go on with this run with --resume",
+                hint="name another one" + (", or go on with this run with --resume" if can_resume else ""),
             )
 
 

@@ -26,7 +26,7 @@ from upshift.tuning.profiling.measure import Measurement, ProfileConfig, measure
 from upshift.tuning.profiling.rehearsal import Rehearsal
 from upshift.tuning.undisturbed import torch_settings_put_back
 from upshift.workflows.arguments import verb
-from upshift.workflows.folders import open_run_folder
+from upshift.workflows.folders import open_run_folder, refuse_folder
 from upshift.workflows.preparation import Prepared, prepare_training
 
 PROFILE_VERSION = 1
@@ -94,11 +94,13 @@ def profile(
     refuse_while_importing("profile")
     if num_steps < 3:
         raise ConfigError("num_steps must be at least 3", received=num_steps, hint="50 is the usual value")
+    chosen = load_plan(plan)
+    refuse_folder(Path(out) if out else None)
     prepared = prepare_training(
         recipe,
         variant=variant,
         overrides=overrides,
-        plan=load_plan(plan),
+        plan=chosen,
         seed=seed,
         data=data,
         data_dir=data_dir,

@@ -122,7 +122,7 @@ def tune(
     of_models = {"loss": loss, "optimizer": optimizer}
     _refuse_ignored(of_recipes if model is not None else of_models, "a recipe" if model is not None else "a model")
     path = _plan_file(out)
-    if budget_seconds is not None and budget_seconds <= 0:
+    if budget_seconds is not None and not budget_seconds > 0:  # nan neither
         raise ConfigError("budget must be above 0 seconds", received=budget_seconds, hint="leave it out for no limit")
     config = TunerConfig(stop_when_done=True, budget_seconds=budget_seconds, seed=seed)
     if model is not None:
