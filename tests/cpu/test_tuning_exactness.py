@@ -18,6 +18,7 @@ from upshift.training.conductor import Conducted
 from upshift.training.rng import HOST_GENERATORS, restore_rng_state, rng_state
 from upshift.tuning.config import TunerConfig
 from upshift.tuning.duels import Duels
+from upshift.tuning.fidelity import Fidelity, Reference
 from upshift.tuning.ledger import Ledger
 from upshift.tuning.live import LiveSteps, Story
 from upshift.tuning.plan import BASELINE, Plan
@@ -162,3 +163,22 @@ def test_of_a_training_that_waits_on_an_accelerator_whole_steps_are_compared() -
         return Duels(live, ledger, batch_size=16).counts_waits(Plan(memory_format="channels_last"))
 
     assert counts_waits("meta") and not counts_waits("cpu")
+
+
+def test_another_execution_of_a_changed_precision_is_compared_with_the_plan_in_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, judge = [], Reference.judge
+
+    def watched(reference: Reference, gradients: list[torch.Tensor], **settings: Any) -> Fidelity:
+        fidelity, beside = judge(reference, gradients, **settings), settings["beside"]
+        seen.append(None if beside is None else judge(reference, beside, same_mathematics=False).error)
+        return fidelity
+
+    monkeypatch.setattr(Reference, "judge", watched)
+    found = tuned(tmp_path / "bf16", Net(slow="contiguous"), plan=Plan(precision="bf16"))
+    assert found.plan.memory_format == "channels_last" and found.plan.precision == "bf16"
+    assert seen and all(error is not None and 1e-5 < error < 0.1 for error in seen)
+    seen.clear()
+    tuned(tmp_path / "fp32", Net(slow="contiguous"))
+    assert seen and set(seen) == {None}

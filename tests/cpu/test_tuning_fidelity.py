@@ -114,22 +114,46 @@ def test_gradients_that_are_not_those_of_the_batch_are_refused(fault: str) -> No
     assert reference.judge(wrong, same_mathematics=True).reason is not None
 
 
+def off_by(trained: Trained, share: float, seed: int = 1) -> list[torch.Tensor]:
+    """Gradients that add a share of the variance which the batch's have as a sample."""
+    noise = trained.reference().honest.noise
+    assert noise is not None
+    plain = trained.gradients()
+    norm = torch.cat([gradient.flatten() for gradient in plain]).norm()
+    generator = torch.Generator().manual_seed(seed)
+    errors = [torch.randn(gradient.shape, generator=generator) for gradient in plain]
+    wanted = share**0.5 * noise * norm / torch.cat([part.flatten() for part in errors]).norm()
+    return [gradient + wanted * part for gradient, part in zip(plain, errors, strict=True)]
+
+
 @settings(max_examples=25, deadline=None)
 @given(share=st.floats(0.0001, 0.95 * NOISE_SHARE) | st.floats(1.05 * NOISE_SHARE, 0.5))
 def test_changed_numerics_pass_by_the_variance_that_they_add(share: float) -> None:
     trained = Trained()
     reference = trained.reference()
-    assert reference.honest.noise is not None
-    plain = trained.gradients()
-    norm = torch.cat([gradient.flatten() for gradient in plain]).norm()
-    noise = [torch.randn(gradient.shape, generator=torch.Generator().manual_seed(1)) for gradient in plain]
-    size = torch.cat([part.flatten() for part in noise]).norm()
-    wanted = share**0.5 * reference.honest.noise * norm / size
-    fidelity = reference.judge(
-        [gradient + wanted * part for gradient, part in zip(plain, noise, strict=True)], same_mathematics=False
-    )
+    fidelity = reference.judge(off_by(trained, share), same_mathematics=False)
     assert (fidelity.error / reference.honest.noise) ** 2 == pytest.approx(share, rel=0.01)
     assert (fidelity.reason is None) == (share < NOISE_SHARE)
+
+
+@pytest.mark.parametrize(
+    "in_use, candidate, passes",
+    [
+        (0.012, 0.012, True),  # the batch makes the error of the precision so large, not the candidate
+        (0.012, 0.019, True),
+        (0.002, 0.012, False),  # six times the error of the plan in use: something else than its precision
+        (0.012, 0.021, False),
+        (0.5, 0.03, False),  # whatever the plan in use does
+    ],
+)
+def test_another_execution_of_a_changed_precision_is_judged_beside_the_plan_in_use(
+    in_use: float, candidate: float, passes: bool
+) -> None:
+    trained = Trained()
+    fidelity = trained.reference().judge(
+        off_by(trained, candidate, seed=2), same_mathematics=False, beside=off_by(trained, in_use)
+    )
+    assert (fidelity.reason is None) == passes, fidelity
 
 
 def test_one_sample_a_batch_proves_nothing_about_changed_numerics() -> None:

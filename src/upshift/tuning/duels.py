@@ -78,17 +78,24 @@ class Duels:
         reference = self._reference(loop)
         if reference is None:
             return UNCHECKED, 0.0
-        size = num_samples(reference.inputs)
+        inputs, labels = reference.inputs, reference.labels
+        beside = None
+        if candidate.tier == "A" and now.precision == plan.precision != "fp32":
+            self._execute_for(loop, now, num_samples(inputs))
+            beside = loop.step.gradients(inputs, labels)
         start = clock.now()
-        if size < num_samples(self._live.batch[0]):  # else nothing would be compiled for a part
-            self._live.execute(loop, replace(plan, micro_batch_size=min(size, plan.micro_batch_size or size)))
-        else:
-            self._live.execute(loop, plan)
-        gradients = loop.step.gradients(reference.inputs, reference.labels)
+        self._execute_for(loop, plan, num_samples(inputs))
+        gradients = loop.step.gradients(inputs, labels)
         build_seconds = max(0.0, clock.now() - start - self._ledger.known_step.step_seconds)
         # Beside plain fp32, the same mathematics in another precision differs as that precision does.
         is_exact = candidate.tier == "A" and plan.precision == "fp32"
-        return reference.judge(gradients, same_mathematics=is_exact), build_seconds
+        return reference.judge(gradients, same_mathematics=is_exact, beside=beside), build_seconds
+
+    def _execute_for(self, loop: Conducted, plan: Plan, size: int) -> None:
+        """Execute a plan on so many samples, all at once where it does not split a batch further."""
+        if size < num_samples(self._live.batch[0]):  # else nothing would be compiled for a part
+            plan = replace(plan, micro_batch_size=min(size, plan.micro_batch_size or size))
+        self._live.execute(loop, plan)
 
     def _reference(self, loop: Conducted) -> Reference | None:
         """Plain gradients of the batch, or of as many of its samples as fit in memory; None where no part will do.

@@ -16,6 +16,10 @@ Gradients = Callable[[Tree, Tree], list[torch.Tensor]]
 
 NOISE_SHARE = 0.01
 """Of the variance that the batch's gradient has as a sample: independent errors add in squares."""
+ERROR_GROWTH = 1.5
+"""The same mathematics in a precision that was adopted rounds otherwise: its error is about as large, not the same."""
+MOST_NOISE_SHARE = 2 * NOISE_SHARE
+"""However large the error of the precision is on this batch."""
 ROUND_OFF_FACTOR = 10.0
 """channels_last, compiled and single-threaded variants of four networks came to at most 2 times the round-off."""
 LEAST_ROUND_OFF = 2.0**-19
@@ -121,19 +125,31 @@ class Reference:
             return math.inf
         return _norm_of_difference(gradients, self._gradients) / max(self._norm, 1e-30)
 
-    def judge(self, gradients: Sequence[torch.Tensor], *, same_mathematics: bool) -> Fidelity:
+    def judge(
+        self,
+        gradients: Sequence[torch.Tensor],
+        *,
+        same_mathematics: bool,
+        beside: Sequence[torch.Tensor] | None = None,
+    ) -> Fidelity:
         """Whether gradients of the same batch are near enough.
 
         Args:
             gradients: The candidate's.
             same_mathematics: Whether they may differ by round-off alone (tier A), as long as that is no more than a
                 hundredth of the variance that the batch's gradient has anyway; else that is allowed (tier B).
+            beside: Those of a plan in use, whose precision was found good enough on another batch, and which the
+                candidate only executes otherwise. Where they are as far off on this one, it is the precision's doing.
         """
         error = self._relative(gradients)
         noise, round_off = self.honest.noise, self.honest.round_off
-        return Fidelity(error, noise, round_off, self._fault(error, same_mathematics))
+        share = NOISE_SHARE
+        if beside is not None and noise:
+            in_use = (ERROR_GROWTH * self._relative(beside) / noise) ** 2
+            share = min(MOST_NOISE_SHARE, max(NOISE_SHARE, in_use))
+        return Fidelity(error, noise, round_off, self._fault(error, same_mathematics, share))
 
-    def _fault(self, error: float, same_mathematics: bool) -> str | None:
+    def _fault(self, error: float, same_mathematics: bool, noise_share: float) -> str | None:
         noise, round_off = self.honest.noise, self.honest.round_off
         if not math.isfinite(error):
             return "its gradients are not finite, or not of the same parameters"
@@ -149,11 +165,11 @@ class Reference:
         if noise is None:
             return "the noise between samples cannot be measured, as no half of a batch can be taken: nothing is proven"
         # Round-off too: a model that makes much of the smallest change would else hide a fault behind it.
-        if error**2 > NOISE_SHARE * noise**2:
+        if error**2 > noise_share * noise**2:
             share = f"{error**2 / noise**2 * 100:.1f} %" if noise > 0.0 else "more than all"
             return (
                 f"its gradients differ from the reference by {error:.1e}: {share} of "
-                f"the variance between batches, where {NOISE_SHARE * 100:.0f} % is allowed"
+                f"the variance between batches, where {noise_share * 100:.2g} % is allowed"
             )
         return None
 
