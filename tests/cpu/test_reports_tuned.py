@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 
 from upshift.reports.profile_facts import ceilings
-from upshift.reports.tuned import algorithm_fact, split_sentence, step_fact, tuning_fact
+from upshift.reports.tuned import PLAIN_SETTINGS, algorithm_fact, split_sentence, step_fact, tuning_fact
 from upshift.training.config import TrainingConfig
 from upshift.tuning.batch_size import ChangedAlgorithm, changed_algorithm
 from upshift.tuning.breakdown import estimate_breakdown
+from upshift.tuning.plan import BASELINE, Plan
 
 SPLIT = estimate_breakdown(
     0.002, 0.008, batch_size=64, overhead_share=0.25, loader_samples_per_second=32_000.0
@@ -121,3 +122,11 @@ def test_a_larger_batch_is_no_part_of_what_the_plan_gained() -> None:
 def test_nonsense_says_nothing(value: Any) -> None:
     assert algorithm_fact({"algorithm": value}) is None
     assert step_fact({"tuning": {"split": value}}) is None
+
+
+def test_a_plan_that_was_given_is_named_by_what_it_changes() -> None:
+    given = Plan(memory_format="channels_last", num_threads=2)
+    fact = tuning_fact({"tuning": None, "plan": given.to_json()})
+    assert fact == ("plan", "given", "memory_format=channels_last, num_threads=2")
+    assert tuning_fact({"tuning": None, "plan": BASELINE.to_json()}) is None
+    assert {name: getattr(BASELINE, name) for name in PLAIN_SETTINGS} == PLAIN_SETTINGS

@@ -13,6 +13,18 @@ from upshift.reports.profile_facts import NOISE, is_looked_into, parts_of, perce
 FIRST_AGAIN = "the first plan again"
 LEAST_SECONDS = 0.05
 """That are worth telling."""
+PLAIN_SETTINGS: Mapping[str, Any] = {
+    "precision": "fp32",
+    "memory_format": "contiguous",
+    "compile": "none",
+    "compile_mode": None,
+    "activation_checkpointing": False,
+    "num_threads": None,
+    "micro_batch_size": None,
+    "num_workers": 0,
+    "keep_freed_memory": False,
+}
+"""Of a plan by which steps are plain."""
 STYLES = {"adopted": "bold green", "refused": "", "failed": "yellow", "demoted": "yellow", "not tried": "dim"}
 
 
@@ -56,11 +68,16 @@ def _gain(speedup: float | None) -> str:
 
 
 def tuning_fact(result: Record) -> tuple[str, str, str] | None:
-    """What tuning came to in a training: a name, a value, and what there is to say about it; None without tuning."""
+    """What tuning came to in a training, or the plan that was given: a name, a value, and what there is to say about it.
+
+    None where neither is of any account.
+    """
     tuning = record(result, "tuning")
     net, seconds = number(tuning, "net_seconds"), number(tuning, "seconds")
     if net is None or seconds is None:
-        return None
+        plan = record(result, "plan")
+        given = [f"{name}={plan[name]}" for name, plain in PLAIN_SETTINGS.items() if plan.get(name, plain) != plain]
+        return ("plan", "given", ", ".join(given)) if given else None
     trials = records(record(result, "plan"), "trials")
     adopted = adopted_names(trials)
     if not adopted:
