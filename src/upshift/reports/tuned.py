@@ -68,7 +68,7 @@ def _gain(speedup: float | None) -> str:
 
 
 def tuning_fact(result: Record) -> tuple[str, str, str] | None:
-    """What tuning came to in a training, or the plan that was given: a name, a value, and what there is to say about it.
+    """What tuning came to in a training, or the plan that was given: a name, a value, and what there is to say of it.
 
     None where neither is of any account.
     """
