@@ -213,6 +213,15 @@ def test_paths_are_short_where_they_still_open(tmp_path: Path, monkeypatch: pyte
     assert shown_path("/elsewhere/b.py") == "/elsewhere/b.py"
 
 
+def test_paths_of_packages_begin_with_the_package() -> None:
+    import numpy
+
+    from upshift.models import cnn
+
+    assert shown_path(str(cnn.__file__)) == "upshift/models/cnn.py"
+    assert shown_path(str(numpy.__file__)) == "numpy/__init__.py"
+
+
 # --- trials -------------------------------------------------------------------------------------------
 
 
@@ -482,6 +491,19 @@ def test_waiting_for_packed_data_is_answered_by_where_they_lie(tmp_path: Path) -
     advice, _ = advise(slow, job(tmp_path, augments=True))
     assert advice.command == "upshift profile digits --variant 'a b'"
     assert "Augment less" in advice.action and advice.action.endswith("Then profile again.")
+
+
+def test_nobody_is_told_to_change_a_model_of_upshift(tmp_path: Path) -> None:
+    from upshift.models import text
+
+    copies = items(4, 0.2, 0.0, changes_layout=True, site=Site(str(text.__file__), 95, "Transformer.forward", 90))
+    own = items(4, 0.1, 0.0, changes_layout=True, line=6)
+    search, of_upshift = advise(measurement([*REST, *copies]), job(tmp_path))
+    assert (search.cause, of_upshift.cause, of_upshift.where) == ("search", "layout", "upshift/models/text.py:95")
+    assert "nothing to change in your code" in of_upshift.action and of_upshift.spared_seconds is None
+    assert of_upshift.command == search.command
+    first, last = advise(measurement([*REST, *own]), job(tmp_path))
+    assert (first.where, last.cause) == ("model.py:6", "search") and first.spared_seconds == pytest.approx(0.4)
 
 
 def test_samples_made_one_by_one_are_answered_by_processes_for_each_core(tmp_path: Path) -> None:

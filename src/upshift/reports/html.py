@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from typing import TypeAlias
 
-VOID_TAGS = frozenset({"br", "col", "hr", "img", "link", "meta"})
+VOID_TAGS = frozenset({"br", "col", "hr", "img", "link", "meta", "wbr"})
 
 # Not allowed in HTML text even as a reference, or (surrogates) not encodable as UTF-8.
 _UNREPRESENTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")

@@ -156,7 +156,7 @@ def _operators(profile: Record) -> Html | None:
     if flops and moved:
         limits = (
             f" This machine reaches {units.significant(flops / 1e9)} GFLOP/s and {units.significant(moved / 1e9)} GB/s;"
-            " the limit of an operator is whichever binds it (the roofline)."
+            " the limit of an operator is whichever binds it: computing, or the bandwidth of the memory (the roofline)."
         )
     said = f"The operators that take most of a step, of {len(rows)}.{limits}"
     body = [_operator(row) for row in rows[:NUM_OPERATORS]]
@@ -173,15 +173,26 @@ def _operator(row: Record) -> Html:
         brief(amount(row, "overhead_seconds")),
         percent(amount(row, "share") or 0.0),
         f"{units.significant(flops / 1e9)}{units.SPACE}G" if flops else units.MISSING,
-        share_of_limit(row),
+        share_of_limit(row).removesuffix(" bandwidth"),  # the caption says of what
     )
     return tag(
         "tr",
         tag("th", label(text(row, "name")), scope="row"),
         tag("td", label(text(row, "phase"))),
         [tag("td", figure, class_="number") for figure in figures],
-        tag("td", tag("code", label(text(row, "site")))),
+        tag("td", _place(text(row, "site"))),
     )
+
+
+def _place(site: str) -> Html | None:
+    """A "file:line" that breaks behind slashes, and never before its line."""
+    if not site:
+        return None
+    *folders, file = site.split("/")
+    path: list[Child] = [[folder, "/", tag("wbr")] for folder in folders]
+    stem, colon, line = file.rpartition(":")
+    end = [stem, tag("span", colon, line, class_="unbroken")] if colon else [file]
+    return tag("code", tag("bdi", path, end), class_="place")
 
 
 def _memory(profile: Record) -> Html | None:
@@ -197,7 +208,7 @@ def _memory(profile: Record) -> Html | None:
             "tr",
             tag("th", label(text(holder, "name")), scope="row"),
             tag("td", units.size(count(holder, "num_bytes") or 0), class_="number"),
-            tag("td", tag("code", label(text(holder, "site")))),
+            tag("td", _place(text(holder, "site"))),
         )
         for holder in holders
     ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from upshift.core import units
@@ -11,10 +11,16 @@ from upshift.tuning.profiling.cause import Cause
 from upshift.tuning.profiling.causes import find_causes
 from upshift.tuning.profiling.job import Job
 from upshift.tuning.profiling.measure import Measurement
+from upshift.tuning.profiling.sites import is_upshifts
 from upshift.tuning.profiling.wording import Words, words_for
 
 SEARCH = "search"
 """The kind of the advice to try what only trying can tell."""
+UPSHIFTS = (
+    "The line is in a model that comes with upshift: there is nothing to change in your code. The tuner tries what can "
+    "be done around it, such as compiling it."
+)
+"""Instead of what to change in a file that is not the user's."""
 AGAIN = " Then profile again."
 """Ends advice on code, which no command can follow."""
 
@@ -59,16 +65,20 @@ class Advice:
 
 
 def advise(measured: Measurement, job: Job) -> list[Advice]:
-    """What to do, largest predicted gain first; last what only trying can tell."""
+    """What to do, largest predicted gain first; then what only trying can tell; last, causes in upshift's own code."""
     total = measured.breakdown.seconds
-    found = []
+    found, of_upshift = [], []
     for cause in find_causes(measured):
         for words in words_for(cause, measured, job):
             spared = cause.spared_seconds if words.spared_seconds is None else words.spared_seconds
-            if spared > 0:
+            if spared <= 0:
+                continue
+            if cause.site and is_upshifts(cause.site.file) and not (words.plan or words.changes_algorithm):
+                of_upshift.append(_of_upshift(cause, words, job))
+            else:
                 found.append(_advice(cause, words, spared, total))
     found.sort(key=lambda advice: -(advice.spared_seconds or 0.0))
-    return [*found, _search(job)]
+    return [*found, _search(job), *of_upshift]
 
 
 def _advice(cause: Cause, words: Words, spared: float, total: float) -> Advice:
@@ -88,6 +98,18 @@ def _advice(cause: Cause, words: Words, spared: float, total: float) -> Advice:
         is_bound=cause.is_bound,
         basis=words.basis,
         changes_algorithm=words.changes_algorithm,
+    )
+
+
+def _of_upshift(cause: Cause, words: Words, job: Job) -> Advice:
+    """What is told of a line that its reader is not to change: no gain is promised for it."""
+    return replace(
+        _search(job),
+        cause=cause.kind,
+        title=units.plain(words.title),
+        where=str(cause.site),
+        action=UPSHIFTS,
+        seconds=cause.seconds,
     )
 
 

@@ -20,6 +20,9 @@ _LIBRARIES = tuple(
 _TORCH = str(Path(torch.__file__).parent.resolve()) + "/"
 _UPSHIFT = str(Path(upshift.__file__).parent.resolve()) + "/"
 _MODELS = _UPSHIFT + "models/"
+_PACKAGES = tuple(
+    dict.fromkeys([*(sysconfig.get_path(name) for name in ("purelib", "platlib")), str(Path(_UPSHIFT).parent)])
+)
 MAX_FRAMES = 200
 
 
@@ -44,11 +47,18 @@ class Site:
 
 
 def shown_path(file: str) -> str:
-    """A path as short as it still opens: relative where it lies below the working folder."""
-    try:
-        return str(Path(file).relative_to(Path.cwd()))
-    except (ValueError, OSError):
-        return file
+    """A path as short as it is still found: below the folder that packages are installed in, or the working folder."""
+    for folder in (*_PACKAGES, None):
+        try:
+            return str(Path(file).relative_to(folder or Path.cwd()))
+        except (ValueError, OSError):
+            continue
+    return file
+
+
+def is_upshifts(file: str) -> bool:
+    """Whether a file is a part of upshift, which its user does not change."""
+    return not file.startswith("<") and str(Path(file).resolve()).startswith(_UPSHIFT)
 
 
 @functools.cache
