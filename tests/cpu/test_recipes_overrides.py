@@ -201,7 +201,12 @@ def test_a_word_that_names_a_field_finds_it(word: str, field: str | None) -> Non
     assert field_called(word) == field
 
 
-@given(st.floats(min_value=1e-12, max_value=1e12), st.integers(1, 10**9), st.booleans(), st.text(min_size=1))
+@given(
+    st.floats(min_value=1e-12, max_value=1e12),
+    st.integers(1, 10**9),
+    st.booleans(),
+    st.text(min_size=1).filter(str.strip),
+)
 def test_every_value_survives_its_text(lr: float, batch_size: int, flip: bool, source: str) -> None:
     recipe = overridden(
         f"optimizer.lr={lr!r}", f"batch_size={batch_size}", f"augment.horizontal_flip={flip}", f"data.source={source}"

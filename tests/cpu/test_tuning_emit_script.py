@@ -43,13 +43,14 @@ def compared(
     overrides: list[str],
     *,
     trainer: upshift.Plan | None = None,
+    log_every: int = 1,
     atol: float = 1e-6,
 ) -> Compared:
     """Emit a script, run it, and make the same training by `upshift train`, by the same plan or another.
 
     The weights are compared here.
     """
-    overrides = [*overrides, "log_every=1"]
+    overrides = [*overrides, f"log_every={log_every}"]
     emitted = upshift.emit(plan, recipe, "script", out=tmp_path / "train_it.py", overrides=overrides, seed=3)
     assert_clean(tmp_path / "train_it.py")
     printed = run_emitted(tmp_path / "train_it.py")
@@ -110,6 +111,16 @@ def test_script_reaches_the_losses_and_weights_of_the_trainer(case: str, tmp_pat
     data = images(tmp_path / "images.npz")
     overrides = [f"data.source={data}", CNN, "epochs=2", "batch_size=40", *overrides]
     assert_same_losses(compared(tmp_path, "cifar10-simplecnn", upshift.Plan(**fields), overrides))
+
+
+@pytest.mark.parametrize("fields", [{}, {"micro_batch_size": 24}])
+def test_lines_of_several_steps_weight_each_by_its_samples(fields: dict[str, Any], tmp_path: Path) -> None:
+    data = images(tmp_path / "images.npz", num_train=130)
+    # Steps 8 and 4 end an epoch, with 10 samples: the line of step 8 is of 40 and 10, that of step 4 of 10 alone.
+    overrides = [f"data.source={data}", CNN, "epochs=2", "batch_size=40"]
+    both = compared(tmp_path, "cifar10-simplecnn", upshift.Plan(**fields), overrides, log_every=3)
+    assert_same_losses(both)
+    assert [line["step"] for line in both.recorded] == [3, 4, 6, 8]
 
 
 def test_script_keeps_the_best_average_of_the_weights_and_stops_for_patience(tmp_path: Path) -> None:

@@ -49,6 +49,14 @@ def test_file_makes_the_steps_of_the_trainer(name: str, tmp_path: Path) -> None:
     compared(tmp_path, "cifar10-simplecnn", plan, overrides, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("micro_batch_size", [None, 24])
+def test_lines_of_several_steps_weight_each_by_its_samples(micro_batch_size: int | None, tmp_path: Path) -> None:
+    data = images(tmp_path / "images.npz", num_train=130)  # the last line of the second epoch is of 40 and 10 samples
+    overrides = [f"data.source={data}", "model_args.widths=[4,8]", "epochs=2", "batch_size=40", "log_every=3"]
+    plan = upshift.Plan(micro_batch_size=micro_batch_size)
+    compared(tmp_path, "cifar10-simplecnn", plan, overrides, rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_step_is_one_graph_as_the_plan_says(precision: str, tmp_path: Path) -> None:
     plan = upshift.Plan(compile="step", precision=precision, device="cpu", micro_batch_size=24, keep_freed_memory=True)  # type: ignore[arg-type]

@@ -178,7 +178,8 @@ def _main(job: Job, words: Words) -> str:
         when(config.patience is not None, "    best_epoch = 0"),
         "    seed_everything()  # again: dropout must not depend on how many numbers the weights took",
         "    step = 0",
-        "    losses: list[torch.Tensor] = []",
+        "    losses: list[torch.Tensor] = []  # since the last line; of all samples of a step together",
+        "    num_samples = 0",
         "    for epoch in range(EPOCHS):",
         when(config.stages, f"        {'image_size = ' if job.resizes else ''}enter_stage(trainable, epoch)"),
         when(
@@ -203,7 +204,7 @@ def _step(job: Job, words: Words) -> list[str]:
                 ["if len(inputs) == BATCH_SIZE:", "    loss = step_graph(inputs, labels)", "else:"],
                 [*_loss("inputs", "labels", "BATCH_SIZE", words), words.backward.format(loss="loss")],
             ),
-            "losses.append(loss.detach())",
+            "losses.append(loss.detach().float() * len(inputs))",
         ),
         *when(
             job.accumulates,
@@ -229,15 +230,18 @@ def _step(job: Job, words: Words) -> list[str]:
                 ),
             ),
             "    losses[-1] += loss.detach()",
+            "losses[-1] *= len(inputs)",
         ),
+        "num_samples += len(inputs)",
         *words.clip,
         *words.update,
         *when(has_schedule(job), "schedule.step()"),
         *when(job.config.ema_decay, "ema.update()"),
         "step += 1",
         "if step % LOG_EVERY == 0 or step % len(train) == 0 or step == total_steps:",
-        "    show(step=step, epoch=epoch, loss=torch.stack(losses).mean().item())",
+        "    show(step=step, epoch=epoch, loss=torch.stack(losses).sum().item() / num_samples)",
         "    losses.clear()",
+        "    num_samples = 0",
         *when(job.config.max_steps is not None, "if step == total_steps:", "    break"),
     ]
 
