@@ -71,6 +71,15 @@ def test_more_gain_more_time_or_less_cost_never_makes_it_worse(
     assert before is not None or refusal(account, gain, cost, remaining, elapsed) is None
 
 
+def test_a_risk_that_cannot_be_afforded_is_told_in_plain_words() -> None:
+    account = Account(0.015)
+    reason = account.refusal(gain=0.6, cost=5.0, most_cost=140.0, remaining_seconds=27.9, elapsed_seconds=2.1)
+    assert reason == (
+        "expected to save 17 s of the 28 s that remain; but if it gained nothing, tuning would have cost up to "
+        "2 min 20 s for nothing, and no more than 0.45 s may be lost here"
+    )
+
+
 SHARES = st.floats(0.0, 1.0)
 CANDIDATES = st.lists(st.tuples(GAIN, st.floats(0.0, 0.2), SHARES, SHARES, SHARES), max_size=30)
 """(expected gain, most cost as a share of the training, what is expected of it, true cost and gain within bounds)."""

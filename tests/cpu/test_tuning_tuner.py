@@ -169,7 +169,7 @@ def test_a_short_job_is_not_compiled_and_says_why(tmp_path: Path) -> None:
     found = tuned(tmp_path, Net(), tuner_config=TunerConfig())
     trial = found.trials["compiled"]
     assert trial.verdict == "not tried" and trial.changes == {"compile": "whole"}
-    assert "expected to save" in trial.reason and trial.reason.endswith("to cost 5 s")
+    assert "expected to save" in trial.reason and trial.reason.endswith("to cost 5.0 s")
     assert trial.expected_seconds == 5.0
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from upshift.core import units
 from upshift.tuning.trials import UNDECIDED
 
 PRIOR_COMPILE_SECONDS = {"whole": (5.0, 0.045), "regional": (4.0, 0.03), "step": (5.0, 0.055)}
@@ -102,18 +103,22 @@ class Account:
             secured_seconds: See `allowance`.
         """
         saving = gain * remaining_seconds
+        expected = f"expected to save {_told(saving)} of the {_told(remaining_seconds)} that remain"
         if saving <= cost:
-            remain = f"{remaining_seconds:.3g} s that remain"
-            return f"expected to save {saving:.2g} s of the {remain}, and to cost {cost:.2g} s"
+            return f"{expected}, and to cost {_told(cost)}"
         allowance = self.allowance(elapsed_seconds + remaining_seconds, secured_seconds=secured_seconds)
         lost = max(0.0, -self.net - secured_seconds)
         at_risk = lost + max(cost, most_cost or 0.0)
         if at_risk > allowance and at_risk > least_gain * remaining_seconds:
             return (
-                f"{at_risk:.2g} s would be at risk, and {allowance:.2g} s may be lost "
-                f"(expected to save {saving:.2g} s of the {remaining_seconds:.3g} s that remain)"
+                f"{expected}; but if it gained nothing, tuning would have cost up to {_told(at_risk)} for nothing, "
+                f"and no more than {_told(allowance)} may be lost here"
             )
         return None
+
+
+def _told(seconds: float) -> str:
+    return units.plain(units.duration(min(seconds, _IMPOSSIBLE)))
 
 
 def least_gain(changes: Mapping[str, Any], expected: float, history: Sequence[Mapping[str, Any]]) -> float:

@@ -25,6 +25,7 @@ from upshift.training.rng import seed_everything
 from upshift.tuning.batch_size import checked_allowed
 from upshift.tuning.config import TunerConfig
 from upshift.tuning.live import TuningDone
+from upshift.tuning.numerics import notes_of_plan
 from upshift.tuning.own_loop import OwnLoop
 from upshift.tuning.plan import BASELINE, Plan
 from upshift.tuning.subject import subject_of
@@ -150,7 +151,7 @@ def tune(
     _tell_trials(tuning.tuner, on_trial)
     stopped = _make_steps(prepared, tuning)
     tuning.remember()
-    notes = [*tuning.notes]
+    notes = [*tuning.notes, *notes_of_plan(tuning.tuner.plan, tuning.tuner.ledger.first_plan)]
     if changed is not None and changed.adopted:
         notes.append(
             f"the plan was found at a batch size of {changed.new_batch_size}, which is not the recipe's: "
@@ -263,7 +264,8 @@ def _tune_model(
         raise Interrupted(f"tuning was {stopped} before anything was tried")
     trials = tuple(trial.to_json() for trial in tuner.ledger.trials)
     plan = replace(tuner.plan, subject=subject_of(loop.model), environment=description, trials=trials)
-    result = {"recipe": None, "tuning": None, "algorithm": None, "notes": [*tuner.ledger.notes, *loop.notes]}
+    notes = [*tuner.ledger.notes, *loop.notes, *notes_of_plan(tuner.plan, tuner.ledger.first_plan)]
+    result = {"recipe": None, "tuning": None, "algorithm": None, "notes": notes}
     return _result(result, plan, tuner, path, stopped)
 
 
