@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from upshift.errors import PlanError
 from upshift.training.step import Execution
 from upshift.tuning.plan import BASELINE, Plan, load_plan, plan_from_json, read_plan
+from upshift.workflows.tune import TunedPlan
 
 
 def test_baseline_is_the_plain_loop() -> None:
@@ -47,6 +49,16 @@ def test_plan_survives_its_file(tmp_path: Path) -> None:
     assert load_plan(tmp_path / "plan.json") == plan
     assert load_plan(str(tmp_path / "plan.json")) == plan
     assert load_plan(plan) is plan
+
+
+def test_a_plan_prints_what_is_not_plain_and_no_evidence() -> None:
+    assert repr(Plan()) == "Plan()"
+    plan = Plan(precision="bf16", num_threads=2, fused_optimizer=None)
+    assert repr(plan) == "Plan(precision='bf16', fused_optimizer=None, num_threads=2)" and eval(repr(plan)) == plan
+    found = replace(plan, environment={"cpu": "a"}, trials=({"name": "x" * 9999},) * 20)
+    assert repr(found) == repr(plan).replace(")", ", ...)")
+    tuned = TunedPlan(found, 1.3149, ("a note",), {"plan": found.to_json()})
+    assert str(tuned) == f"TunedPlan(plan={found!r}, speedup=1.31, ...)"
 
 
 def test_fields_that_are_left_out_are_those_of_the_baseline(tmp_path: Path) -> None:

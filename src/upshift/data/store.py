@@ -17,7 +17,7 @@ import numpy as np
 from upshift.core.files import atomic_folder, read_json, sha256_file, storage_errors, write_json
 from upshift.data.dataset import DataInfo, PackedDataset, Split
 from upshift.data.packing import Packed, inputs_file, labels_file
-from upshift.errors import ArtifactError
+from upshift.errors import ArtifactError, StorageError
 
 FORMAT_VERSION = 3
 INDEX = "index.json"
@@ -119,9 +119,16 @@ def new_store(folder: Path) -> Iterator[Path]:
 def packing_lock(folder: Path) -> Iterator[None]:
     """Hold the right to pack `folder`; another process waits and then finds it packed."""
     lock = folder.with_name(f".{folder.name}.lock")
-    with storage_errors(folder.parent):
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        stream = open(lock, "w")  # noqa: SIM115 - held over the yield
+    try:
+        with storage_errors(folder.parent):
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            stream = open(lock, "w")  # noqa: SIM115 - held over the yield
+    except StorageError as error:
+        raise StorageError(
+            "a dataset that is not packed in the cache folder yet needs one that can be written",
+            received=f"{folder.parent}: {error.received}",
+            hint=error.hint,
+        ) from error
     try:
         # Without file locks (Windows) two processes may pack at once: each in a folder of its own, the last one stays.
         with contextlib.suppress(ImportError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import typing
 from collections.abc import Mapping
@@ -107,6 +108,16 @@ class Plan:
             )
         if self.precision == "tf32" and self.device in ("cpu", "mps"):
             raise PlanError('plan.precision "tf32" needs a CUDA device', received=self.device, hint='use "fp32"')
+
+    def __repr__(self) -> str:
+        """What is not as in the plain loop; evidence is left out, and `...` stands for it."""
+        told = [field for field in dataclasses.fields(self) if field.name not in EVIDENCE]
+        values = [
+            f"{field.name}={getattr(self, field.name)!r}"
+            for field in told
+            if getattr(self, field.name) != field.default
+        ]
+        return f"Plan({', '.join([*values, *(['...'] if self.subject or self.environment or self.trials else [])])})"
 
     def to_json(self) -> dict[str, Any]:
         """The plan as a JSON object."""

@@ -54,6 +54,10 @@ class TunedPlan:
     notes: tuple[str, ...]
     result: dict[str, Any]
 
+    def __repr__(self) -> str:
+        """In short: `result` holds the plan and its trials once more."""
+        return f"TunedPlan(plan={self.plan!r}, speedup={self.speedup:.3g}, ...)"
+
     def apply(self, model: nn.Module, optimizer: Any = None, loader: Any = None) -> tuple[nn.Module, Any, Any]:
         """Make a loop of your own execute like this; see `Plan.apply`."""
         return self.plan.apply(model, optimizer, loader)
