@@ -15,8 +15,10 @@ from live_trainings import STEP_SECONDS, Net, tuned
 
 from upshift import Plan, train
 from upshift.core.cache import TuningCache
+from upshift.core.files import cache_folder
 from upshift.core.load import Load, LoadMeter
 from upshift.errors import TrainingInterrupted
+from upshift.reports.tuned import tuning_fact, why_plain
 from upshift.tuning.config import KnownPlan
 from upshift.tuning.plan import BASELINE
 from upshift.tuning.trials import REFUSED_BEFORE
@@ -95,7 +97,10 @@ def test_a_plan_from_elsewhere_that_has_no_steps_to_prove_itself_on_is_named(tmp
     plan.write_text(json.dumps(CHANNELS_LAST.to_json() | {"environment": {"cpu": "another one"}}))
     result = train(RECIPE, overrides=("epochs=1",), out=tmp_path / "run", plan=plan).result
     assert result["plan"]["memory_format"] == "contiguous"
-    assert any("the plan handed over was measured elsewhere, and had no steps" in note for note in result["notes"])
+    (told,) = (note for note in result["notes"] if "handed over" in note or "too few" in note)
+    assert told == (
+        "the plan handed over was ignored: it was measured on another machine, and 23 steps are too few to prove it on"
+    )
 
 
 class Stopping:
@@ -132,3 +137,102 @@ def test_a_run_that_is_resumed_after_its_tuning_tells_what_that_came_to(
     assert any(trial["name"] == "channels_last" and trial["num_rounds"] for trial in result["plan"]["trials"])
     assert any("before the run was resumed" in note for note in result["notes"])
     assert TuningCache().notes == []
+
+
+# Runs in a row
+
+
+def run(out: Path, *overrides: str) -> dict[str, Any]:
+    return train(RECIPE, overrides=overrides, out=out).result
+
+
+def remembered() -> dict[str, Any]:
+    """What the next run of the job begins with."""
+    (path,) = (cache_folder() / "tuning-v1").glob("*/plans/*.json")
+    content: dict[str, Any] = json.loads(path.read_text())["content"]
+    return content
+
+
+def change(**changes: Any) -> None:
+    """Have the memory say something else of the plan."""
+    (path,) = (cache_folder() / "tuning-v1").glob("*/plans/*.json")
+    envelope = json.loads(path.read_text())
+    TuningCache().save_plan(envelope["environment"], envelope["subject"], envelope["content"] | changes)
+
+
+@pytest.fixture
+def own_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None) -> None:
+    """A cache of the test's own, and one core."""
+    monkeypatch.setenv("UPSHIFT_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr("upshift.workflows.live_tuning.num_usable_cores", lambda: 1)
+
+
+@pytest.mark.usefixtures("own_memory")
+def test_each_of_three_runs_in_a_row_begins_with_the_proven_plan_however_short_it_is(tmp_path: Path) -> None:
+    first = run(tmp_path / "first")
+    assert first["tuning"]["confirmation"]["verdict"] == "confirmed"
+    recorded = remembered()
+    for name, overrides in (("second", ["epochs=5"]), ("third", []), ("fourth", ["epochs=5"])):
+        result = run(tmp_path / name, *overrides)
+        tuning = result["tuning"]
+        assert tuning["from_cache"] is True and result["plan"]["memory_format"] == "channels_last"
+        assert tuning["seconds"] < 0.5
+        # Of steps of some milliseconds no more can be saved than the recorded speedup makes of all of them.
+        most = result["steps"] * recorded["step_seconds"] * (recorded["speedup"] * 1.2 - 1.0)
+        assert 0.0 < tuning["saved_seconds"] <= most
+        assert result["plan"]["trials"][0]["speedup"] <= recorded["speedup"] * 1.2
+        assert remembered()["plan"]["memory_format"] == "channels_last"
+
+
+@pytest.mark.usefixtures("own_memory")
+def test_a_proven_plan_that_is_too_dear_for_a_short_run_is_kept_for_longer_ones(tmp_path: Path) -> None:
+    run(tmp_path / "first")
+    recorded = remembered()
+    change(build_seconds=2.0)  # which 115 steps of 8 ms cannot win
+    short = run(tmp_path / "short", "epochs=5", "model_args.in_channels_last=false")
+    known = short["plan"]["trials"][0]
+    assert known["verdict"] == "not tried" and "kept for longer runs" in known["reason"]
+    assert short["plan"]["memory_format"] == "contiguous" and short["tuning"]["from_cache"] is False
+    kept = remembered()
+    assert kept["plan"] == recorded["plan"] and kept["speedup"] == recorded["speedup"]
+    fact = tuning_fact(short)
+    assert fact is not None and fact[2].startswith("nothing else could have paid for itself")
+    train(RECIPE, overrides=["epochs=5"], out=tmp_path / "plain", plan="baseline")
+    assert losses(tmp_path / "short") == losses(tmp_path / "plain"), "looking at it changes no step"
+    change(build_seconds=0.0)
+    third = run(tmp_path / "third")
+    assert third["tuning"]["from_cache"] is True and third["plan"]["memory_format"] == "channels_last"
+
+
+def losses(out: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.usefixtures("own_memory")
+def test_a_known_plan_saves_what_it_gained_when_it_was_found_until_it_is_confirmed(tmp_path: Path) -> None:
+    run(tmp_path / "first")
+    change(speedup=1.25)  # less than what the first steps of the next run seem to show
+    second = run(tmp_path / "second", "epochs=5")
+    tuning = second["tuning"]
+    assert tuning["confirmation"]["verdict"] == "not confirmed"
+    assert second["plan"]["trials"][0]["speedup"] == 1.25 and remembered()["speedup"] == 1.25
+    assert tuning["saved_seconds"] <= second["steps"] * 0.25 * 1.2 * remembered()["step_seconds"]
+    fact = tuning_fact(second)
+    assert fact is not None and fact[2].endswith("saved, by what the plan gained when it was found")
+
+
+@pytest.mark.usefixtures("own_memory")
+@pytest.mark.parametrize("found", [True, False])
+def test_a_busy_run_does_not_replace_a_proven_plan(found: bool, tmp_path: Path, monkeypatch: Any) -> None:
+    run(tmp_path / "first")
+    change(step_seconds=0.001)  # its steps are slower than recorded: it has to prove itself
+    monkeypatch.setattr("upshift.tuning.tuner.LoadMeter", BusyMeter)
+    overrides = [] if found else ["model_args.seconds=0.0"]
+    run(tmp_path / "second", *overrides)
+    assert remembered()["plan"]["memory_format"] == "channels_last"
+
+
+def test_a_run_without_time_for_any_candidate_does_not_say_that_an_earlier_one_found_nothing_faster() -> None:
+    tuning = {"from_cache": True, "num_refused_before": 0}
+    assert why_plain(tuning, []) == "nothing else could have paid for itself"
+    assert "found nothing faster" in why_plain(tuning | {"num_refused_before": 2}, [])

@@ -11,7 +11,7 @@ from upshift.reports.fields import Record, amount, number, record, records, sequ
 from upshift.reports.html import Child, Html, label, scrolling_table, tag
 from upshift.reports.profile_facts import NOISE, Part, brief, is_looked_into, parts_of, percent
 from upshift.reports.records import RunRecords
-from upshift.reports.tuned import adopted_names, algorithm_sentence, spent_sentence, why_plain
+from upshift.reports.tuned import adopted_names, algorithm_sentence, rests_on_record, spent_sentence, why_plain
 
 LOOKS = {"adopted": "chosen", "refused": "refused", "failed": "failed", "demoted": "failed"}
 SIGNS = {"adopted": "✓", "refused": "–", "failed": "✗", "demoted": "✗", "not tried": "·"}
@@ -52,6 +52,8 @@ def _outcome(account: Record, trials: Sequence[Record]) -> list[Child]:
     if seconds is not None and saved is not None and net is not None:
         is_confirmed = text(record(account, "confirmation"), "verdict") == "confirmed"
         counted = "the confirmed speedup" if is_confirmed else "the speedups below"
+        if rests_on_record(account):
+            counted = "what the plan gained when it was found"
         sign = "won" if net >= 0 else "lost"
         parts.append(
             f" {units.duration(seconds)} went into checks, switches and slower steps,"

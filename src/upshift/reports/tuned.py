@@ -83,6 +83,8 @@ def tuning_fact(result: Record) -> tuple[str, str, str] | None:
     if not adopted:
         return "plan", "plain", f"{why_plain(tuning, trials)}.{spent_sentence(tuning)}".removesuffix(".")
     saved = f"{units.duration(seconds)} spent on tuning, about {units.duration(net + seconds)} saved"
+    if rests_on_record(tuning):
+        saved += ", by what the plan gained when it was found"
     return "plan", "tuned", f"{', '.join(adopted)}: {saved}"
 
 
@@ -171,14 +173,21 @@ def why_plain(tuning: Record, trials: Sequence[Record]) -> str:
     verdicts = [text(trial, "verdict") for trial in trials]
     if "demoted" in verdicts:
         return "what was adopted before was dropped again"
-    if tuning.get("from_cache") is True:
+    refused_before = count(tuning, "num_refused_before")
+    if tuning.get("from_cache") is True and refused_before != 0:  # None in a record of an earlier version
         return "an earlier run of the same job found nothing faster"
     tried = sum(text(trial, "verdict") != "not tried" and text(trial, "tier") != "C" for trial in trials)
     if tried:
         return f"{units.counted(tried, 'candidate')} tried, none proven faster"
-    if trials:
+    if trials or tuning.get("from_cache") is True:
         return "nothing else could have paid for itself"
     return "nothing else was tried"
+
+
+def rests_on_record(tuning: Record) -> bool:
+    """Whether what was saved is counted by what the plan gained when an earlier run found it."""
+    is_confirmed = text(record(tuning, "confirmation"), "verdict") == "confirmed"
+    return tuning.get("from_cache") is True and not is_confirmed
 
 
 def spent_sentence(tuning: Record) -> str:

@@ -96,6 +96,8 @@ class Candidate:
             changes mostly do.
         build_seconds: Expected, before its first step.
         reason: Why it is tried.
+        is_proven: Whether an earlier run proved it faster on this machine, and this one has built it and checked its
+            gradients: it is raced however little may be lost, as that ends as soon as its steps are seen to be slower.
     """
 
     name: str
@@ -104,6 +106,7 @@ class Candidate:
     gain: float
     build_seconds: float = 0.0
     reason: str
+    is_proven: bool = False
 
     def plan(self, base: Plan) -> Plan:
         """The plan with the change."""

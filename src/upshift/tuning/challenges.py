@@ -184,7 +184,8 @@ class Challenges:
 
     def _refusal(self, loop: Conducted, candidate: Candidate, plan: Plan, cost: float) -> str | None:
         """Why a candidate is not tried; None if it is."""
-        refusal = None if self._config.stop_when_done else self._ledger.refusal(loop, candidate, cost)
+        at_any_cost = self._config.stop_when_done or candidate.is_proven
+        refusal = None if at_any_cost else self._ledger.refusal(loop, candidate, cost)
         if plan == self._ledger.plan:
             refusal = PRESENT
         if plan in self._refused:

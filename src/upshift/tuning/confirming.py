@@ -101,7 +101,10 @@ class Confirming:
             return f"{loop.remaining_steps} steps remained, too few for {MAX_ROUNDS} rounds"
         if budget is not None and ledger.elapsed_seconds > budget:
             return "the budget was used up"
-        cost = MAX_ROUNDS * block_steps * (ledger.speedup - 1.0) * ledger.known_step.seconds
+        slower = (ledger.speedup - 1.0) * ledger.known_step.seconds
+        if ledger.rests_on_record and ledger.first_step is not None:  # which may be slower yet than was recorded
+            slower = max(slower, ledger.first_step.seconds - ledger.known_step.seconds)
+        cost = MAX_ROUNDS * block_steps * slower
         allowance = ledger.allowance(loop)
         if at_most_seconds is not None:
             allowance = min(allowance, at_most_seconds)
@@ -134,6 +137,9 @@ class Confirming:
             speedup_interval=(low, high) if math.isfinite(high) else None,
             num_rounds=num_rounds,
         )
+        if ledger.rests_on_record and verdict != "confirmed":  # an earlier run knows it better than these rounds
+            speed = min(speed, ledger.speedup)
+        ledger.rests_on_record &= verdict == "not confirmed"
         ledger.correct_speedup(speed)
         ledger.first_step = first
         if verdict == "refuted":

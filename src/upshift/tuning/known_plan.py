@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping
+from dataclasses import replace
 from typing import Any
 
+from upshift.core.units import duration, factor, plain
 from upshift.training.conductor import Conducted
 from upshift.tuning.candidates import Candidate
 from upshift.tuning.config import KnownPlan
@@ -35,7 +37,7 @@ class Recall:
         was_taken: Whether training went on with the known plan.
         decided: The trials of that run, where its plan is not refused: only other candidates are raced, be it that it
             was stopped on its way, or had less time.
-        to_race: The known plan, where its steps are not as fast as then: it has to prove itself like any other.
+        to_race: The known plan, where its steps are not as fast as then: it has to prove itself once more.
     """
 
     def __init__(self, known: KnownPlan, live: LiveSteps, ledger: Ledger, duels: Duels) -> None:
@@ -69,6 +71,26 @@ class Recall:
         pays_to_look_again = known.untried_seconds is not None and remaining > 2 * known.untried_seconds
         return not known.is_complete or pays_to_look_again
 
+    @property
+    def known(self) -> KnownPlan:
+        """What the earlier run found."""
+        return self._known
+
+    def _too_dear(self, loop: Conducted, candidate: Candidate, cost: float) -> str | None:
+        """Why the known plan is not begun with; None if it is.
+
+        It was proven faster here, so that nothing is at risk but what is no step: building it, and checking it.
+        """
+        self._ledger.book_spent()
+        remaining = self._ledger.remaining_seconds(loop)
+        saving = candidate.gain * remaining
+        if saving > cost:
+            return None
+        return plain(
+            f"expected to save {duration(saving)} of the {duration(remaining)} that remain, and to cost "
+            f"{duration(cost)} to build and check: it is kept for longer runs"
+        )
+
     def _take(self, loop: Conducted) -> Generator[Block, Measured, bool]:
         known, ledger, duels, before = self._known, self._ledger, self._duels, self._ledger.known_step
         candidate = known_candidate(known, ledger.plan)
@@ -76,7 +98,7 @@ class Recall:
         if not candidate.changes:
             return self._is_as_fast(before, with_wait=False)
         cost = duels.expected_cost(candidate)
-        refusal = ledger.refusal(loop, candidate, cost)
+        refusal = self._too_dear(loop, candidate, cost)
         if refusal is not None:
             ledger.record(loop, candidate, "not tried", refusal, cost)
             return False
@@ -98,18 +120,26 @@ class Recall:
         of_data = duels.is_of_data(plan)
         speedup = before.seconds / now.seconds if of_data else before.step_seconds / now.step_seconds
         if speedup <= 1.0 or not self._is_as_fast(now, with_wait=of_data):
-            ledger.book_trial(FIRST_STEPS + SETTLE_STEPS, before.seconds, self._live.take_seconds())
-            self.to_race.append(candidate)
+            step_seconds = min(before.seconds, known.speedup * now.seconds)  # the first steps may have been disturbed
+            ledger.book_trial(FIRST_STEPS + SETTLE_STEPS, step_seconds, self._live.take_seconds())
+            self.to_race.append(replace(candidate, build_seconds=0.0, is_proven=True))
             return False
+        # Steps one after another, and not in turns: what other programs did meanwhile would count as gained.
+        speedup = min(speedup, known.speedup)
         ledger.adopt(plan, now, speedup, self._live.take_seconds())
+        ledger.rests_on_record = True
         self._live.go_back(loop)
         ledger.record(
             loop,
             candidate,
             "adopted",
-            f"steps of {now.step_seconds * 1e3:.3g} ms, {known.step_seconds * 1e3:.3g} ms when it was found",
+            plain(
+                f"steps of {now.step_seconds * 1e3:.3g} ms, {known.step_seconds * 1e3:.3g} ms when it was found, "
+                f"{factor(known.speedup)} as fast as the first plan's"
+            ),
             cost,
             build_seconds=build_seconds,
+            speedup=speedup,
             fidelity=fidelity,
         )
         return True

@@ -48,6 +48,8 @@ class Ledger:
             None where all were tried.
         ran_out: Whether a candidate was not tried, or not to its end, as the budget was used up.
         build_seconds_before: That a run which this one goes on with spent on building the plan that it began with.
+        rests_on_record: Whether the speedup is that of an earlier run which found the plan, or less: this run has not
+            raced it against the first one.
         confirmation: What the race of the plan that was found against the first one came to, at the end; None where
             no other was found, or the end was not reached.
     """
@@ -75,6 +77,7 @@ class Ledger:
         self.untried_seconds: float | None = None
         self.ran_out = False
         self.build_seconds_before = 0.0
+        self.rests_on_record = False
         self.confirmation: Confirmation | None = None
         self._adoptions = Adoptions()
         self._at_any_cost = config.stop_when_done
@@ -303,9 +306,13 @@ class Ledger:
         seconds: float = 0.0,
         duel: Duel | None = None,
         fidelity: Fidelity | None = None,
+        speedup: float | None = None,
         details: Mapping[str, Any] | None = None,
     ) -> None:
-        """Write down what became of a candidate, and tell those who want to know; see `Trial` for the arguments."""
+        """Write down what became of a candidate, and tell those who want to know; see `Trial` for the arguments.
+
+        A duel tells the speedup; `speedup` is what counts without one.
+        """
         is_too_dear = verdict == "not tried" and reason not in GAINS_NOTHING
         if is_too_dear and self.step is not None and not self._at_any_cost:
             self.leave_untried(loop.remaining_steps * self.step.step_seconds)
@@ -321,7 +328,7 @@ class Ledger:
             step=loop.steps_made,
             build_seconds=build_seconds,
             seconds=seconds,
-            speedup=interval.estimate if interval else None,
+            speedup=interval.estimate if interval else speedup,
             speedup_interval=(interval.low, interval.high) if interval else None,
             num_rounds=duel.num_rounds if duel is not None else 0,
             gradient_error=fidelity.error if fidelity else None,
@@ -331,7 +338,9 @@ class Ledger:
         )
         self.trials.append(trial)
         if candidate.name == HANDED_OVER:
-            self.notes.append(f"the plan handed over was measured elsewhere; here it was {verdict}: {reason}")
+            self.notes.append(
+                f"{HANDED_OVER} had to prove itself, as {candidate.reason}; here it was {verdict}: {reason}"
+            )
         if verdict == "adopted":
             self._tell_plan()
         if self.on_trial is not None:

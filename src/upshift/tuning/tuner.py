@@ -50,7 +50,8 @@ class Tuner:
         known: What an earlier run found; as long as its steps are about as fast as then, nothing is raced.
         first_plan: The plan that every gain is counted from, where `known` is what this very training had found when
             it was stopped, and `plan` is that of it: it is gone on with. None where that is `plan`.
-        handed_over: A plan that was measured elsewhere; it is raced before all else.
+        handed_over: A plan that has to prove itself here; it is raced before all else.
+        origin: Why it has to, as in "was measured on another machine".
         with_limits: Measures what the machine can do, for a job that does not know it, where the training can pay for
             that; None where nobody is to.
 
@@ -72,6 +73,7 @@ class Tuner:
         on_pause: Callable[[], None] | None = None,
         known: KnownPlan | None = None,
         handed_over: Plan | None = None,
+        origin: str = "was measured elsewhere",
         first_plan: Plan | None = None,
         with_limits: Callable[[Job], Job] | None = None,
     ) -> None:
@@ -101,7 +103,9 @@ class Tuner:
             self._recall = Recall(replace(known, plan=fitted(known.plan, job)), live, ledger, duels)
         self._challenges = Challenges(live, ledger, self.observer, duels, config=config)
         self._confirming = Confirming(live, ledger, duels, config)
-        self._whole_plans = [] if handed_over is None else [handed_over_candidate(fitted(handed_over, job), plan)]
+        self._whole_plans = []
+        if handed_over is not None:
+            self._whole_plans = [handed_over_candidate(fitted(handed_over, job), plan, origin)]
         self._at_any_cost, self._on_pause = config.stop_when_done, on_pause
         self._has_looked = False
         self._watch: Watch | None = None
@@ -128,6 +132,11 @@ class Tuner:
         return self._recall is not None and self._recall.was_taken
 
     @property
+    def recall(self) -> Recall | None:
+        """How the plan of an earlier run was gone on with; None where there was none."""
+        return self._recall
+
+    @property
     def was_disturbed(self) -> bool:
         """Whether other programs used the machine while candidates were timed, so that gains may have been missed."""
         load = self._meter.read()
@@ -151,12 +160,11 @@ class Tuner:
         self._meter.start()
         if loop.remaining_steps < MIN_STEPS and not self._at_any_cost:
             left = loop.remaining_steps
-            ledger.notes.append(f"{left} steps are too few to tune on" if left != 1 else "1 step is too few to tune on")
-            if self._whole_plans:
-                ledger.notes.append(
-                    "the plan handed over was measured elsewhere, and had no steps to prove itself on: training kept "
-                    "to the one that it began with"
-                )
+            few = f"{left} steps are too few" if left != 1 else "1 step is too few"
+            for given in self._whole_plans:
+                ledger.notes.append(f"{given.name} was ignored: {given.reason}, and {few} to prove it on")
+            if not self._whole_plans:
+                ledger.notes.append(f"{few} to tune on")
             return
         first = yield from self.observer.first_steps(loop)
         ledger.set_first_step(first)

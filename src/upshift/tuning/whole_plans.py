@@ -42,15 +42,21 @@ def known_candidate(known: KnownPlan, base: Plan) -> Candidate:
     )
 
 
-def handed_over_candidate(plan: Plan, base: Plan) -> Candidate:
-    """A plan that was measured on another machine, with other versions, or with another model."""
+def handed_over_candidate(plan: Plan, base: Plan, origin: str) -> Candidate:
+    """A plan that has to prove itself here.
+
+    Args:
+        plan: The plan.
+        base: What training begins with.
+        origin: What is different here, as in "was measured on another machine".
+    """
     return _candidate(
         HANDED_OVER,
         plan,
         base,
         gain=0.3,
         build_seconds=COMPILE_SECONDS if plan.compile != "none" else 0.0,
-        reason="it was measured on another machine, with other versions, or with another model",
+        reason=f"it {origin}",
     )
 
 

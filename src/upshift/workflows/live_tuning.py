@@ -36,7 +36,7 @@ from upshift.tuning.tuner import Tuner
 from upshift.tuning.whole_plans import HANDED_OVER
 from upshift.workflows.datasets import make_train_loader
 from upshift.workflows.preparation import Prepared
-from upshift.workflows.tuning_memory import account_in, from_document, interrupted_in, to_document
+from upshift.workflows.tuning_memory import account_in, from_document, interrupted_in, kept_document, to_document
 
 AUTO = "auto"
 WORTHWHILE = 1.3
@@ -50,6 +50,7 @@ class StartingPlan:
         plan: Its plan.
         tunes: Whether a faster one is looked for.
         handed_over: A plan that was measured on another machine, or with another model: it has to prove itself here.
+        origin: Why it has to, as in "was measured on another machine".
         known: What a run that is resumed had found when it was stopped while tuning: `plan` is its.
         account: What tuning came to, where the run that is resumed had come to its end: the tuning part of its result.
         note: What the user should know of that.
@@ -58,6 +59,7 @@ class StartingPlan:
     plan: Plan
     tunes: bool
     handed_over: Plan | None = None
+    origin: str = "was measured elsewhere"
     known: KnownPlan | None = None
     account: Mapping[str, Any] | None = None
     note: str | None = None
@@ -77,7 +79,7 @@ def with_model(start: StartingPlan, model: nn.Module, resumed: Path | None) -> S
         replace(BASELINE, device=start.plan.device),
         tunes=True,
         handed_over=start.plan,
-        note="the plan was found for another model: it had to prove itself beside the plain one",
+        origin="was found for another model",
     )
     return proving if resumed is None else _as_it_was_left(proving, resumed)
 
@@ -124,8 +126,28 @@ def _as_it_was_left(start: StartingPlan, resumed: Path) -> StartingPlan:
 def _kept(plan: Plan) -> StartingPlan:
     """A plan as it is where it was measured here, or not at all; else it has to prove itself."""
     if plan.environment and not _is_of_this_machine(plan):
-        return StartingPlan(replace(BASELINE, device=plan.device), tunes=True, handed_over=plan)
+        start = replace(BASELINE, device=plan.device)
+        return StartingPlan(start, tunes=True, handed_over=plan, origin=_origin(plan.environment))
     return StartingPlan(plan, tunes=False)
+
+
+def _origin(described: Mapping[str, Any]) -> str:
+    """What was other where a plan was measured, of all that its environment describes."""
+    here = environment.describe()
+
+    def differs(*names: str) -> bool:
+        shown = [{name: of[name] for name in names if name in of} for of in (described, here)]
+        return environment.fingerprint(shown[0]) != environment.fingerprint(shown[1])
+
+    if differs(*(name for name in here if name not in ("python", "packages", "kernels", "settings"))):
+        return "was measured on another machine"
+    if differs("python", "packages", "kernels"):
+        return "was measured with other versions of its libraries"
+    before, now = (of.get("settings") for of in (described, here))
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        changed = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
+        return f"was measured with other settings of this machine ({', '.join(map(str, changed))})"
+    return "was measured with other settings of this machine"
 
 
 def _is_of_this_machine(plan: Plan) -> bool:
@@ -147,6 +169,7 @@ class LiveTuning:
         *,
         use_cache: bool,
         handed_over: Plan | None,
+        origin: str,
         known: KnownPlan | None,
         changed: ChangedAlgorithm | None,
     ) -> None:
@@ -160,9 +183,10 @@ class LiveTuning:
         find_limits, find_rates = (limits, data_rates) if config.stop_when_done else (known_limits, known_data_rates)
         machine = find_limits(prepared.device, cache=self._cache, environment=self._environment)
         self._data_rates = find_rates(cache=self._cache, environment=self._environment)
+        self._earlier = self._cache.load_plan(self._environment, self._subject)
         first_plan = replace(BASELINE, device=prepared.plan.device) if known is not None else None
         if known is None and use_cache and handed_over is None:
-            known = from_document(self._cache.load_plan(self._environment, self._subject))
+            known = from_document(self._earlier)
             self._of_before: tuple[Mapping[str, Any], ...] = ()
         else:  # what the plan that is begun with was chosen by
             self._of_before = known.decided if known is not None else ()
@@ -196,6 +220,7 @@ class LiveTuning:
             first_plan=first_plan,
             known=known,
             handed_over=handed_over,
+            origin=origin,
             with_limits=with_limits,
         )
 
@@ -278,7 +303,8 @@ class LiveTuning:
         self._trials_file = self._cache.add_trials(self._environment, records, replaced=self._trials_file)
         document = to_document(self.tuner, self.plan())
         if document is not None:
-            self._cache.save_plan(self._environment, self._subject, document)
+            kept = kept_document(self._earlier, document, self.tuner)
+            self._cache.save_plan(self._environment, self._subject, kept)
             if self._folder is not None:
                 write_json(self._folder.tuning, document | {"account": finite(self.to_json())})
 
@@ -308,6 +334,7 @@ class LiveTuning:
             "confirmation": ledger.confirmation.to_json() if ledger.confirmation is not None else None,
             "complete": self.tuner.is_complete and not ledger.ran_out,
             "from_cache": self.tuner.took_known,
+            "num_refused_before": sum(trial.get("verdict") != "adopted" for trial in self.tuner.decided_before),
             "first_step_seconds": first.step_seconds if first is not None else None,
             "step_seconds": step.step_seconds if step is not None else None,
             "data_seconds": first.data_seconds if first is not None else None,
@@ -324,6 +351,7 @@ def start_tuning(
     config: TunerConfig | None = None,
     use_cache: bool = True,
     handed_over: Plan | None = None,
+    origin: str = "was measured elsewhere",
     known: KnownPlan | None = None,
     changed: ChangedAlgorithm | None = None,
 ) -> LiveTuning:
@@ -334,6 +362,7 @@ def start_tuning(
         config: How to go about it.
         use_cache: Begin with the plan that an earlier run of the same job found on this machine.
         handed_over: A plan from elsewhere, to be measured before all else.
+        origin: Why it has to prove itself; see `StartingPlan`.
         known: What is to be begun with in place of that.
         changed: What became of the batch size, where changing it was allowed.
     """
@@ -342,6 +371,7 @@ def start_tuning(
         config or TunerConfig(),
         use_cache=use_cache,
         handed_over=handed_over,
+        origin=origin,
         known=known,
         changed=changed,
     )

@@ -127,7 +127,9 @@ def train(
     record, model = prepared.record, prepared.model
     tuning = None
     if start.tunes:
-        tuning = start_tuning(prepared, handed_over=start.handed_over, known=start.known, changed=changed)
+        tuning = start_tuning(
+            prepared, handed_over=start.handed_over, origin=start.origin, known=start.known, changed=changed
+        )
     given = fallback(prepared.plan, prepared.device) if tuning is None else None
     with torch_settings_put_back():
         trainer = prepared.trainer(tuning.tuner if tuning is not None else given)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import takewhile
 from typing import Any
 
 from upshift.core.files import read_json
@@ -10,8 +11,10 @@ from upshift.core.records import RunFolder
 from upshift.errors import ArtifactError, BadInputError
 from upshift.tuning.config import KnownPlan
 from upshift.tuning.plan import Plan, plan_from_json
+from upshift.tuning.stopwatch import Measured
 from upshift.tuning.trials import Trial
 from upshift.tuning.tuner import Tuner
+from upshift.tuning.whole_plans import differences
 
 
 def to_document(tuner: Tuner, plan: Plan) -> dict[str, Any] | None:
@@ -31,9 +34,7 @@ def to_document(tuner: Tuner, plan: Plan) -> dict[str, Any] | None:
     decided = [trial.to_json() for trial in made if _is_settled(trial, disturbed) and not (before and _is_known(trial))]
     return {
         "plan": plan.to_json(),
-        "step_seconds": ledger.step.step_seconds,
-        "data_seconds": ledger.step.data_seconds,
-        "speedup": ledger.speedup,
+        **_figures(tuner, ledger.step),
         "untried_seconds": ledger.untried_seconds,
         "build_seconds": (ledger.build_seconds_before if ledger.plan != ledger.first_plan else 0.0)
         + sum(trial.build_seconds or 0.0 for trial in made if trial.verdict == "adopted"),
@@ -42,6 +43,58 @@ def to_document(tuner: Tuner, plan: Plan) -> dict[str, Any] | None:
         "complete": tuner.is_complete and not ledger.was_demoted and not ledger.ran_out and not disturbed,
         "decided": [] if was_dropped else [*before, *decided],
     }
+
+
+def _figures(tuner: Tuner, step: Measured) -> dict[str, float]:
+    """What a step takes, and how much faster it is: as it was recorded, until it is proven to be otherwise.
+
+    The few steps by which a known plan is looked at are no better a record than the one that it was found by: taken
+    anew by each run, the figures would drift with what else the machine does.
+    """
+    ledger, recall = tuner.ledger, tuner.recall
+    is_confirmed = ledger.confirmation is not None and ledger.confirmation.verdict == "confirmed"
+    if recall is not None and recall.was_taken and not is_confirmed and not differences(recall.known.plan, tuner.plan):
+        recorded = recall.known
+        step = Measured(recorded.step_seconds, recorded.data_seconds)
+        return {"step_seconds": step.step_seconds, "data_seconds": step.data_seconds, "speedup": recorded.speedup}
+    return {"step_seconds": step.step_seconds, "data_seconds": step.data_seconds, "speedup": ledger.speedup}
+
+
+def kept_document(earlier: Mapping[str, Any] | None, document: dict[str, Any], tuner: Tuner) -> dict[str, Any]:
+    """What later runs of the job are to begin with: a plan that was proven gives way to proof alone.
+
+    A run that was too short to build it, or too busy to time it, says nothing of it.
+
+    Args:
+        earlier: What an earlier run left; None where there is none.
+        document: What this one has found.
+        tuner: Of this run.
+    """
+    known, first = from_document(earlier), tuner.ledger.first_plan
+    if earlier is None or known is None or not differences(known.plan, first):
+        return document
+    is_same = not differences(tuner.plan, known.plan)
+    is_faster = bool(differences(tuner.plan, first)) and tuner.ledger.speedup > known.speedup
+    if is_same or is_faster or _is_decided_against(tuner, known):
+        return document
+    # What was refused beside the first plan, before any other was adopted: the known one was found from there as well.
+    refused = takewhile(lambda trial: trial.get("verdict") != "adopted", document["decided"])
+    tried = [trial.get("changes") for trial in known.decided]
+    new = [trial for trial in refused if trial.get("changes") not in tried]
+    return {**earlier, "decided": [*new, *known.decided]}
+
+
+def _is_decided_against(tuner: Tuner, known: KnownPlan) -> bool:
+    """Whether a run has shown that later ones should not begin with a plan that was proven before."""
+    ledger, disturbed = tuner.ledger, tuner.was_disturbed
+    if ledger.was_demoted:  # it failed
+        return True
+    if tuner.recall is None:  # all was raced anew
+        return tuner.is_complete and ledger.untried_seconds is None and not ledger.ran_out and not disturbed
+    if tuner.took_known and not disturbed:  # it was begun with, and lost its place
+        return True
+    changes = differences(known.plan, ledger.first_plan)
+    return any(dict(trial.changes) == changes and _is_settled(trial, disturbed) for trial in ledger.trials)
 
 
 def _is_settled(trial: Trial, disturbed: bool) -> bool:
