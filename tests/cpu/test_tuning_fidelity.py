@@ -172,6 +172,38 @@ def test_one_sample_a_batch_proves_nothing_about_changed_numerics() -> None:
     )
 
 
+class Tied(nn.Module):
+    """Two ways for a sample, of which the larger input's is taken; both count alike where the inputs tie."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ways = nn.Parameter(torch.full((2, 4, CLASSES), 0.1) + torch.randn(1, 4, CLASSES) / 10)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        first, second = inputs[:, 0], inputs[:, 1]
+        takes_first = (first[:, :1] >= second[:, :1]).float()
+        return takes_first * (first @ self.ways[0]) + (1 - takes_first) * (second @ self.ways[1])
+
+
+def test_a_tie_that_round_off_breaks_is_found_by_looking_closer_and_hides_no_fault() -> None:
+    torch.manual_seed(0)
+    model, config = Tied(), TrainingConfig(batch_size=64)
+    optimizer = build_optimizer(model, config.optimizer)
+    step = TrainingStep(model, CrossEntropy(), optimizer, config, Plan(), torch.device("cpu"))
+    inputs, labels = torch.randn(64, 2, 4), torch.randint(0, CLASSES, (64,))
+    inputs[7, 1] = inputs[7, 0]  # no change of weights tells them apart
+    reference = Reference(model, step.gradients, inputs, labels)
+    other_order = inputs.clone()
+    other_order[7, 1, 0] += 1e-6
+    gradients = step.gradients(other_order, labels)
+    refused = reference.judge(gradients, same_mathematics=True)
+    assert refused.reason is not None and "round-off" in refused.reason
+    reference.look_closer(model, step.gradients)
+    assert reference.judge(gradients, same_mathematics=True).reason is None
+    wrong = [gradient * 1.1 for gradient in step.gradients(inputs, labels)]
+    assert reference.judge(wrong, same_mathematics=True).reason is not None
+
+
 @pytest.mark.parametrize("round_off", [float("inf"), float("nan")])
 def test_where_the_smallest_change_makes_gradients_infinite_nothing_is_proven(round_off: float) -> None:
     trained = Trained()

@@ -89,7 +89,12 @@ class Duels:
         build_seconds = max(0.0, clock.now() - start - self._ledger.known_step.step_seconds)
         # Beside plain fp32, the same mathematics in another precision differs as that precision does.
         is_exact = candidate.tier == "A" and plan.precision == "fp32"
-        return reference.judge(gradients, same_mathematics=is_exact, beside=beside), build_seconds
+        fidelity = reference.judge(gradients, same_mathematics=is_exact, beside=beside)
+        if is_exact and fidelity.reason is not None:
+            self._execute_for(loop, plain, num_samples(inputs))
+            reference.look_closer(loop.model, loop.step.gradients)
+            fidelity = reference.judge(gradients, same_mathematics=is_exact)
+        return fidelity, build_seconds
 
     def _execute_for(self, loop: Conducted, plan: Plan, size: int) -> None:
         """Execute a plan on so many samples, all at once where it does not split a batch further."""
