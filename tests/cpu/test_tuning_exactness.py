@@ -165,6 +165,25 @@ def test_of_a_training_that_waits_on_an_accelerator_whole_steps_are_compared() -
     assert counts_waits("meta") and not counts_waits("cpu")
 
 
+@pytest.mark.parametrize("batches, verdict", [(1, "adopted"), (10_000, "refused")])
+def test_a_difference_that_is_not_explained_is_a_fault_where_another_batch_shows_it_too(
+    tmp_path: Path, batches: int, verdict: str
+) -> None:
+    model = Net(slow="contiguous", dropout=0.0)
+    seen: list[float] = []
+
+    def off(logits: torch.Tensor) -> torch.Tensor:
+        batch = float(logits.detach().sum())
+        seen.extend([batch] if batch not in seen else [])
+        return logits * 1.0005 if seen.index(batch) < batches else logits
+
+    model.trouble = off
+    found = tuned(tmp_path, model)
+    trial = found.trials["channels_last"]
+    assert trial.verdict == verdict, trial
+    assert verdict == "adopted" or "round-off" in trial.reason
+
+
 def test_another_execution_of_a_changed_precision_is_compared_with_the_plan_in_use(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

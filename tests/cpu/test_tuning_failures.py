@@ -31,7 +31,7 @@ from upshift.tuning.config import KnownPlan, TunerConfig
 from upshift.tuning.fidelity import HonestDeviation
 from upshift.tuning.plan import BASELINE, Plan
 
-pytestmark = pytest.mark.usefixtures("simulated_clock")
+pytestmark = pytest.mark.usefixtures("simulated_clock", "one_thread")
 
 CHANNELS_LAST = Plan(memory_format="channels_last")
 

@@ -118,8 +118,7 @@ class Challenges:
         build_seconds = None
         duel, compiled = contest.duel, self._compiler.read()
         try:
-            yield from duels.full_batch()
-            fidelity, build_seconds = duels.check(loop, candidate, plan)
+            fidelity, build_seconds = yield from duels.checked(loop, candidate, plan)
             if fidelity is not None and fidelity.reason is not None:
                 raise CandidateRefused(fidelity.reason)
             challenger = yield from duels.race(loop, plan, contest)

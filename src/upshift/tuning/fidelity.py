@@ -47,6 +47,12 @@ class Fidelity:
     round_off: float
     reason: str | None
 
+    @property
+    def may_be_chance(self) -> bool:
+        """Whether it was refused for more than round-off, and yet is within what changed numerics may add."""
+        within = self.error is not None and self.noise is not None and self.error**2 <= NOISE_SHARE * self.noise**2
+        return self.reason is not None and within and math.isfinite(self.round_off)
+
 
 @dataclass(frozen=True)
 class HonestDeviation:

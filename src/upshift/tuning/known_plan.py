@@ -104,9 +104,8 @@ class Recall:
             return False
         fidelity: Fidelity | None = None
         try:
-            yield from duels.full_batch()
+            fidelity, build_seconds = yield from duels.checked(loop, candidate, plan)
             ledger.book_steps(self._live.take_seconds())
-            fidelity, build_seconds = duels.check(loop, candidate, plan)
             if fidelity is None or fidelity.reason is None:
                 # As it was when its time was recorded: with batches from a loader of its own, in its layout.
                 now = yield Block(plan, num_steps=FIRST_STEPS, settle=SETTLE_STEPS, own_loader=True)
