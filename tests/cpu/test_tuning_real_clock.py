@@ -46,12 +46,20 @@ def can_tell_load() -> bool:
     return meter.stop() is not None and os.getpid() != 1  # the first process adopts orphans
 
 
+def has_begun(pid: int) -> bool:
+    """Whether a program is past its start, by the processor time that it has used."""
+    ticks = int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[11])
+    return ticks / os.sysconf("SC_CLK_TCK") > 0.2
+
+
 @pytest.fixture
 def full_load() -> Iterator[None]:
     """A program on each core that is nobody's child here: the shell that starts it ends at once."""
     command = ["sh", "-c", "\"$0\" -c 'while True: pass' >/dev/null 2>&1 & echo $!", sys.executable]
     pids = [int(subprocess.check_output(command)) for _ in range(num_usable_cores())]
     try:
+        while not all(has_begun(pid) for pid in pids):
+            time.sleep(0.01)
         yield
     finally:
         for pid in pids:
