@@ -144,7 +144,10 @@ class Tuner:
 
     @property
     def _has_timed(self) -> bool:
-        return any(trial.num_rounds for trial in self.ledger.trials)
+        # One whose steps cost too much in its first round already has no round to its name.
+        return any(
+            trial.num_rounds or (trial.verdict == "refused" and trial.seconds > 0) for trial in self.ledger.trials
+        )
 
     @property
     def decided_before(self) -> tuple[Mapping[str, Any], ...]:
