@@ -201,6 +201,12 @@ def test_a_word_that_names_a_field_finds_it(word: str, field: str | None) -> Non
     assert field_called(word) == field
 
 
+@pytest.mark.parametrize("blank", ["", " ", "\x85", "\u3000"])
+def test_a_blank_source_is_refused(blank: str) -> None:
+    with pytest.raises(ConfigError, match=r"data\.source must not be empty"):
+        overridden(f"data.source={blank}")
+
+
 @given(
     st.floats(min_value=1e-12, max_value=1e12),
     st.integers(1, 10**9),

@@ -266,7 +266,7 @@ def test_the_least_run_makes_a_page(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "value", [None, True, "text", [], {}, [1], {"a": [1]}, -1, 10**399, 1e308, [None, 3], [["x"]]], ids=repr_of
+    "value", [None, True, "text", [], {}, [1], {"a": [1]}, -1, 10**400, 1e308, [None, 3], [["x"]]], ids=repr_of
 )
 def test_values_of_unexpected_type_are_left_out(tmp_path: Path, value: Any) -> None:
     changed = {key: value for key in result(optimize=1, notes=1, environment=1, target=1) if key != "version"}

@@ -18,8 +18,8 @@ from typing import Any
 from upshift.errors import ArtifactError, StorageError
 
 MAX_JSON_BYTES = 64 * 2**20
-MAX_JSON_DIGITS = 400
-"""Of a whole number: the largest float has 309."""
+MAX_JSON_DIGITS = 4300
+"""Of a whole number: more than these Python itself refuses, unless it is set otherwise."""
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _UNUSABLE = (
@@ -183,7 +183,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _whole_number(text: str) -> int:
     """A whole number of JSON; Python would tell of a setting of its own where one is too long."""
     if len(text) > MAX_JSON_DIGITS:
-        raise ValueError(f"a whole number of {len(text):,} digits, where at most {MAX_JSON_DIGITS} are read")
+        raise ValueError(f"a whole number of {len(text):,} digits, where at most {MAX_JSON_DIGITS:,} are read")
     return int(text)
 
 
