@@ -9,44 +9,36 @@ from the caches that the other process left. These are the figures of "Tried, an
 from __future__ import annotations
 
 import argparse
-import json
 import signal
 import statistics
 import sys
 import tempfile
 import threading
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from arguments import names, parser
 from record import Record, Table, say
 
+if TYPE_CHECKING:
+    from loops.plan_contest import PlanContest, Training
+
 PLAIN, AGAIN = "plain", "plain once more"
 COMPILED = {"compile": "whole"}
-
-
-@dataclass(frozen=True)
-class Change:
-    """Something that was tried: fields of the plan, or a setting of `loops.settings`."""
-
-    plan: dict[str, Any] = field(default_factory=dict)
-    setting: str | None = None
-
-
-CHANGES = {
-    PLAIN: Change(),
-    AGAIN: Change(),
-    "denormals flushed": Change(setting="denormals flushed"),
-    "oneDNN off": Change(setting="oneDNN off"),
-    "oneDNN deterministic": Change(setting="oneDNN deterministic"),
-    "matmul precision medium": Change(setting="matmul precision medium"),
-    "batches made ahead on a thread": Change(setting="read ahead"),
-    "bf16": Change({"precision": "bf16"}),
-    "compiled": Change(COMPILED),
-    "compiled max-autotune": Change(COMPILED | {"compile_mode": "max-autotune-no-cudagraphs"}),
+CHANGES: dict[str, dict[str, Any]] = {
+    PLAIN: {},
+    AGAIN: {},
+    "denormals flushed": {"setting": "denormals flushed"},
+    "oneDNN off": {"setting": "oneDNN off"},
+    "oneDNN deterministic": {"setting": "oneDNN deterministic"},
+    "matmul precision medium": {"setting": "matmul precision medium"},
+    "batches made ahead on a thread": {"setting": "read ahead"},
+    "bf16": {"plan": {"precision": "bf16"}},
+    "compiled": {"plan": COMPILED},
+    "compiled max-autotune": {"plan": COMPILED | {"compile_mode": "max-autotune-no-cudagraphs"}},
 }
+"""Of a way to train, see `loops.plan_contest.Way`, what is other than that of the plain steps."""
 MODELS = {"cifar10-simplecnn": 40, "mnist-mlp": 200}
 BASES = {"cifar10-simplecnn": {"memory_format": "channels_last"}}
 QUICK_STEPS, QUICK_MODEL = 2, "mnist-mlp"
@@ -65,7 +57,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         for name in arguments.models:
             found[name] = _measure(name, Path(scratch), arguments)
-            say("\n".join(_table(name, _steps(name, arguments), *found[name]).lines()))
+            say("\n".join(_table(name, found[name]).lines()))
         for index in range(arguments.compile_rounds):
             folder = Path(scratch) / f"compiling-{index}"
             say(f"compiling {arguments.compile_model}, round {index + 1}")
@@ -73,13 +65,13 @@ def main() -> None:
                 compiling.append(_compile_both_ways(folder, index, arguments))
             except UpshiftError as error:  # what was measured until then is kept
                 notes.append(f"compiling {arguments.compile_model}, round {index + 1}: {error}")
-    tables = [_table(name, _steps(name, arguments), *measured) for name, measured in found.items()]
+    tables = [_table(name, measured) for name, measured in found.items()]
     Record(
         claim="left-out",
         tables=[*tables, *([_compiling_table(compiling, arguments)] if compiling else [])],
-        summary={"settings": {name: _summary(*measured) for name, measured in found.items()}}
+        summary={"settings": {name: measured.summary() for name, measured in found.items()}}
         | {"compiling": {arguments.compile_model: _medians(compiling)} if compiling else {}},
-        rounds={name: result.raw() for name, (result, _, _) in found.items()} | {"compiling": compiling},
+        rounds={name: measured.result.raw() for name, measured in found.items()} | {"compiling": compiling},
         notes=notes,
     ).publish(arguments)
 
@@ -108,96 +100,70 @@ def _arguments() -> argparse.Namespace:
     return arguments
 
 
-def _steps(name: str, arguments: argparse.Namespace) -> int:
-    return QUICK_STEPS if arguments.quick else MODELS[name]
+def _measure(name: str, scratch: Path, arguments: argparse.Namespace) -> PlanContest:
+    from loops.plan_contest import Training, Way, plan_contest
 
-
-def _contestant(name: str, change: Change, steps: int, folder: Path, arguments: argparse.Namespace) -> Any:
-    """A process that trains with the change; its compiler's caches lie in the folder."""
-    from loops.processes import Contestant
-
-    folder.mkdir(parents=True, exist_ok=True)
-    plan = BASES.get(name, {}) | change.plan
-    options = [name, "--steps", str(steps), "--job-steps", str(steps), "--plan", json.dumps(plan)]
-    options += ["--setting", change.setting] if change.setting is not None else []
-    options += ["--data-dir", str(arguments.data_dir.resolve())] if arguments.data_dir else []
-    return Contestant("plan", options, {"TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor")}, folder / "log")
-
-
-def _measure(name: str, scratch: Path, arguments: argparse.Namespace) -> tuple[Any, dict[str, str], dict[str, float]]:
-    """The contest of a model's changes; why others failed; and the seconds of each first turn."""
-    from loops.job import make_job
-    from loops.processes import ContestantError
-    from rounds import contest
-
-    steps = _steps(name, arguments)
-    make_job(name, arguments.data_dir, steps)  # so that the data are packed
-    alive: dict[str, Any] = {}
-    failures: dict[str, str] = {}
-    try:
-        for number, title in enumerate(arguments.changes):
-            say(f"{name}: {title}")
-            try:
-                alive[title] = _contestant(name, CHANGES[title], steps, scratch / name / str(number), arguments)
-            except ContestantError as error:
-                failures[title] = str(error)
-        first = {title: one.job["train_seconds"] for title, one in alive.items()}
-        turns = {title: one.turn for title, one in alive.items()}
-        return contest(turns, rounds=arguments.rounds, budget_seconds=arguments.seconds), failures, first
-    finally:
-        for one in alive.values():
-            one.end()
+    base, changes = BASES.get(name, {}), {title: CHANGES[title] for title in arguments.changes}
+    ways = {title: Way(**change | {"plan": base | change.get("plan", {})}) for title, change in changes.items()}
+    training = Training(name, QUICK_STEPS if arguments.quick else MODELS[name], arguments.data_dir)
+    return plan_contest(training, ways, scratch, plain=PLAIN, rounds=arguments.rounds, seconds=arguments.seconds)
 
 
 def _compile_both_ways(folder: Path, index: int, arguments: argparse.Namespace) -> dict[str, float]:
     """Seconds of training that compiling takes away, by either way; they take turns in going first."""
     from loops.job import make_job
+    from loops.plan_contest import Training
 
-    name = arguments.compile_model
-    steps = make_job(name, arguments.data_dir, arguments.compile_steps).num_steps  # and so the data are packed
+    name, data_dir = arguments.compile_model, arguments.data_dir
+    steps = make_job(name, data_dir, arguments.compile_steps).num_steps  # and so the data are packed
+    training = Training(name, steps, data_dir)
     found: dict[str, float] = {}
     ways = [_stand_still, _compile_elsewhere]
     for way in ways if index % 2 == 0 else reversed(ways):
-        found |= way(name, steps, folder / way.__name__, arguments)
+        found |= way(training, folder / way.__name__)
     return found
 
 
-def _stand_still(name: str, steps: int, folder: Path, arguments: argparse.Namespace) -> dict[str, float]:
-    return {"standing still": _compile_seconds(name, steps, folder, arguments)}
+def _stand_still(training: Training, folder: Path) -> dict[str, float]:
+    return {"standing still": _compile_seconds(training, folder)}
 
 
-def _compile_seconds(name: str, steps: int, folder: Path, arguments: argparse.Namespace) -> float:
+def _compile_seconds(training: Training, folder: Path) -> float:
     """Of the first turn in a new process, beyond those of a later one: compiling, with the caches of the folder."""
-    one = _contestant(name, Change(COMPILED), steps, folder, arguments)
+    from loops.plan_contest import Way
+
+    one = training.contestant(Way(COMPILED), folder)
     try:
         return float(one.job["train_seconds"]) - statistics.median(one.turn() for _ in range(REST_TURNS))
     finally:
         one.end()
 
 
-def _compile_elsewhere(name: str, steps: int, folder: Path, arguments: argparse.Namespace) -> dict[str, float]:
+def _compile_elsewhere(training: Training, folder: Path) -> dict[str, float]:
     """Train while another process compiles, then compile from what it left."""
-    training = _contestant(name, Change(), steps, folder / "training", arguments)
+    from loops.plan_contest import Way
+
+    trainee = training.contestant(Way(), folder / "training")
     failed: list[BaseException] = []
 
     def compile_it() -> None:
         try:
-            _contestant(name, Change(COMPILED), steps, folder, arguments).end()
+            training.contestant(Way(COMPILED), folder).end()
         except BaseException as error:
             failed.append(error)
 
     try:
-        alone = statistics.median(training.turn() for _ in range(REST_TURNS))
+        alone = statistics.median(trainee.turn() for _ in range(REST_TURNS))
         other = threading.Thread(target=compile_it)
         start = time.perf_counter()
         other.start()
         turns = []
         while other.is_alive():
-            turns.append(training.turn())
+            turns.append(trainee.turn())
         other.join()
         seconds = time.perf_counter() - start
     finally:
-        training.end()
+        trainee.end()
     if failed:
         raise failed[0]
     # Between its turns, training makes no steps that could be slower: what the others lost stands for all the time.
@@ -205,22 +171,14 @@ def _compile_elsewhere(name: str, steps: int, folder: Path, arguments: argparse.
     return {
         "another process at work": seconds,
         "slower steps meanwhile": slower,
-        "compiling from its caches": (again := _compile_seconds(name, steps, folder, arguments)),
+        "compiling from its caches": (again := _compile_seconds(training, folder)),
         "another process, in all": slower + again,
     }
 
 
-def _table(name: str, steps: int, result: Any, failures: dict[str, str], first: dict[str, float]) -> Table:
-    from rounds import times
-
-    rows = []
-    for title in first:
-        speed = "" if title == PLAIN else times(result.times_as_fast(title, PLAIN))
-        rows.append([title, f"{result.median(title) / steps * 1e3:.3g}", speed, f"{first[title]:.1f}"])
-    rows += [[title, "failed", reason[:60], ""] for title, reason in failures.items()]
-    with_base = "".join(f", {value}" for value in BASES.get(name, {}).values())
-    columns = ("tried", "ms a step", "speed of the plain steps", "first turn, s")
-    return Table(title=f"{name}{with_base}, steps of a batch", columns=columns, rows=rows)
+def _table(name: str, measured: PlanContest) -> Table:
+    base = ", ".join([name, *map(str, BASES.get(name, {}).values())])
+    return measured.table(base, "tried")
 
 
 def _compiling_table(compiling: list[dict[str, float]], arguments: argparse.Namespace) -> Table:
@@ -238,13 +196,6 @@ def _compiling_table(compiling: list[dict[str, float]], arguments: argparse.Name
 
 def _medians(compiling: list[dict[str, float]]) -> dict[str, float]:
     return {part: statistics.median(found[part] for found in compiling) for part in compiling[0]}
-
-
-def _summary(result: Any, failures: dict[str, str], first: dict[str, float]) -> dict[str, Any]:
-    from rounds import as_list
-
-    speeds = {title: as_list(result.times_as_fast(title, PLAIN)) for title in first if title != PLAIN}
-    return {"times_the_plain_steps": speeds, "first_seconds": first, "failures": failures}
 
 
 if __name__ == "__main__":

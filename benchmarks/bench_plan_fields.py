@@ -7,15 +7,17 @@ compiles, is told apart. These are the figures of docs/tune.md, and what the tun
 from __future__ import annotations
 
 import argparse
-import json
 import signal
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from arguments import names, parser
-from record import Record, Table, say
+from record import Record, say
+
+if TYPE_CHECKING:
+    from loops.plan_contest import PlanContest
 
 PLAIN = "plain"
 PLANS: dict[str, dict[str, Any]] = {
@@ -48,12 +50,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         for name in arguments.models:
             found[name] = _measure(name, Path(scratch), arguments)
-            say("\n".join(_table(name, _steps(name, arguments), *found[name]).lines()))
+            say("\n".join(found[name].table(name, "plan").lines()))
     Record(
         claim="plan-fields",
-        tables=[_table(name, _steps(name, arguments), *measured) for name, measured in found.items()],
-        summary={name: _summary(*measured) for name, measured in found.items()},
-        rounds={name: result.raw() for name, (result, _, _) in found.items()},
+        tables=[measured.table(name, "plan") for name, measured in found.items()],
+        summary={name: measured.summary() for name, measured in found.items()},
+        rounds={name: measured.result.raw() for name, measured in found.items()},
     ).publish(arguments)
 
 
@@ -72,59 +74,15 @@ def _arguments() -> argparse.Namespace:
     return arguments
 
 
-def _measure(name: str, scratch: Path, arguments: argparse.Namespace) -> tuple[Any, dict[str, str], dict[str, float]]:
-    """The contest of a model's plans; why others failed; and the seconds of each first turn."""
+def _measure(name: str, scratch: Path, arguments: argparse.Namespace) -> PlanContest:
     from loops.job import make_job
-    from loops.processes import Contestant, ContestantError
-    from rounds import contest
+    from loops.plan_contest import Training, Way, plan_contest
 
-    steps = _steps(name, arguments)
-    job = make_job(name, arguments.data_dir, steps)  # and so the data are packed
-    alive: dict[str, Contestant] = {}
-    failures: dict[str, str] = {}
-    try:
-        for title in arguments.plans:
-            if "channels_last" in title and job.dataset.info.kind != "image":
-                continue
-            say(f"{name}: {title}")
-            folder = scratch / name / title.replace(" ", "-")
-            folder.mkdir(parents=True)
-            options = [name, "--steps", str(steps), "--job-steps", str(steps), "--plan", json.dumps(PLANS[title])]
-            options += ["--data-dir", str(arguments.data_dir.resolve())] if arguments.data_dir else []
-            environment = {"TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor")}
-            try:
-                alive[title] = Contestant("plan", options, environment, folder / "log")
-            except ContestantError as error:
-                failures[title] = str(error)
-        first = {title: one.job["train_seconds"] for title, one in alive.items()}
-        turns = {title: one.turn for title, one in alive.items()}
-        return contest(turns, rounds=arguments.rounds, budget_seconds=arguments.seconds), failures, first
-    finally:
-        for one in alive.values():
-            one.end()
-
-
-def _steps(name: str, arguments: argparse.Namespace) -> int:
-    return QUICK_STEPS if arguments.quick else MODELS[name]
-
-
-def _table(name: str, steps: int, result: Any, failures: dict[str, str], first: dict[str, float]) -> Table:
-    from rounds import times
-
-    rows = []
-    for title in first:
-        speed = "" if title == PLAIN else times(result.times_as_fast(title, PLAIN))
-        rows.append([title, f"{result.median(title) / steps * 1e3:.3g}", speed, f"{first[title]:.1f}"])
-    rows += [[title, "failed", reason[:60], ""] for title, reason in failures.items()]
-    columns = ("plan", "ms a step", "speed of the plain plan", "first turn, s")
-    return Table(title=f"{name}, steps of a batch", columns=columns, rows=rows)
-
-
-def _summary(result: Any, failures: dict[str, str], first: dict[str, float]) -> dict[str, Any]:
-    from rounds import as_list
-
-    speeds = {title: as_list(result.times_as_fast(title, PLAIN)) for title in first if title != PLAIN}
-    return {"times_the_plain_plan": speeds, "first_seconds": first, "failures": failures}
+    steps = QUICK_STEPS if arguments.quick else MODELS[name]
+    is_image = make_job(name, arguments.data_dir, steps).dataset.info.kind == "image"
+    ways = {title: Way(PLANS[title]) for title in arguments.plans if is_image or "channels_last" not in title}
+    training = Training(name, steps, arguments.data_dir)
+    return plan_contest(training, ways, scratch, plain=PLAIN, rounds=arguments.rounds, seconds=arguments.seconds)
 
 
 if __name__ == "__main__":

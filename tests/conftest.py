@@ -34,10 +34,13 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture
-def simulated_clock() -> Iterator[None]:
-    """Training and tuning read a simulated clock: what they decide is the same on every machine."""
-    with simulation.simulated_clock():
-        yield
+def simulated_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training and tuning read a simulated clock: what they decide is the same on every machine.
+
+    By the test's own patches: of two that undo the same thing on their own, the later one may put back what the
+    earlier one had installed, and all tests after it would have that.
+    """
+    simulation.install_by(monkeypatch)
 
 
 @pytest.fixture

@@ -15,7 +15,6 @@ from contextlib import contextmanager
 
 import pytest
 
-from upshift.core import clock
 from upshift.core.load import Load, LoadMeter
 
 NOISE = 0.03
@@ -62,19 +61,21 @@ class QuietMeter(LoadMeter):
 
 def install() -> None:
     """Have all of this process read the simulated clock from now on."""
-    from upshift.tuning import live, tuner
+    install_by(pytest.MonkeyPatch())
 
-    clock.now = CLOCK.now
-    live.num_page_faults = lambda: 0
-    tuner.LoadMeter = QuietMeter
+
+def install_by(patch: pytest.MonkeyPatch) -> None:
+    """Have all of this process read a new simulated clock until that is undone."""
+    clock = SimulatedClock()
+    patch.setattr(f"{__name__}.CLOCK", clock)
+    patch.setattr("upshift.core.clock.now", clock.now)
+    patch.setattr("upshift.tuning.live.num_page_faults", lambda: 0)
+    patch.setattr("upshift.tuning.tuner.LoadMeter", QuietMeter)
 
 
 @contextmanager
 def simulated_clock() -> Iterator[None]:
     """Have all of this process read a new simulated clock for a while; there is a fixture of that name."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(f"{__name__}.CLOCK", SimulatedClock())
-        patch.setattr(clock, "now", CLOCK.now)
-        patch.setattr("upshift.tuning.live.num_page_faults", lambda: 0)
-        patch.setattr("upshift.tuning.tuner.LoadMeter", QuietMeter)
+        install_by(patch)
         yield

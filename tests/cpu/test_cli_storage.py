@@ -98,6 +98,18 @@ def test_a_place_where_no_folder_can_be_made_is_bad_input(packed: None, upshift_
     assert len(answer.err.splitlines()) == 1 and list(Path.cwd().iterdir()) == []
 
 
+@pytest.mark.parametrize("options", [("--out", "/proc/run"), ("--out", "mine"), ("--out", "gone", "--resume")])
+def test_a_folder_that_is_refused_is_so_before_data_are_packed(
+    options: tuple[str, ...], upshift_cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UPSHIFT_CACHE_DIR", str(tmp_path / "cache"))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    answer = upshift_cli("train", "digits", *options, *QUICK)
+    assert answer.code == 2 and len(answer.err.splitlines()) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
 def test_a_folder_whose_name_is_no_text_is_refused_at_once(packed: None, upshift_cli: Cli, tmp_path: Path) -> None:
     answer = upshift_cli("train", "digits", "--out", os.fsdecode(b"caf\xe9"), *QUICK)
     assert answer.code == 2 and "must be text in UTF-8" in answer.err and r"caf\xe9" in answer.err

@@ -39,6 +39,23 @@ def test_a_plan_is_confirmed_on_fresh_rounds_and_the_seconds_saved_are_theirs(tm
     assert_same_losses(found.losses[:300], plain.losses[:300])
 
 
+def test_a_plan_that_was_confirmed_and_fails_later_is_not_told_of_as_confirmed(tmp_path: Path) -> None:
+    model = Net(slow="contiguous")
+
+    def fails_at_last(logits: Tensor) -> Tensor:
+        if len(model.batches) > 450:
+            raise RuntimeError("no memory left")
+        return logits
+
+    model.trouble = fails_at_last
+    ledger = tuned(tmp_path, model, epochs=30).ledger
+    assert ledger.plan == BASELINE and ledger.first_step is not None
+    confirmed = ledger.confirmation
+    assert confirmed is not None and confirmed.verdict == "not confirmed" and confirmed.speedup is None
+    assert "lost memory_format=channels_last later: it failed at step" in confirmed.reason
+    assert ledger.saved_interval is None
+
+
 class FasterAtFirst(Net):
     """In channels_last it is faster until another candidate comes, two threads, which are slower; then it is slower."""
 

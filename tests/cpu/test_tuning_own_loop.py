@@ -484,11 +484,12 @@ def test_ctrl_c_while_the_machine_is_measured_says_so_and_leaves_no_workers(monk
     assert not set(multiprocessing.active_children()) - set(before)  # those of tests before may end meanwhile
 
 
-def test_ctrl_c_keeps_the_best_plan_so_far(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_keeps_the_best_plan_so_far(tmp_path: Path, number: signal.Signals) -> None:
     command = [sys.executable, "-c", INTERRUPTED]
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None and process.stdout.readline() == "held\n"
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         last = process.stdout.readline()
-    assert last == "interrupted: 130 tuning was stopped by SIGINT; the best plan so far is in plan.json\n"
+    assert last == f"interrupted: 130 tuning was stopped by {number.name}; the best plan so far is in plan.json\n"
     load_plan(tmp_path / "plan.json")

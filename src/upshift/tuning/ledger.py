@@ -217,6 +217,10 @@ class Ledger:
         reason = f"it failed at step {loop.steps_made + 1}: {error}"
         self.failed.append(demotion.dropped)
         self._mark_as_demoted(demotion, reason, loop.steps_made)
+        if self.confirmation is not None:
+            self.confirmation = Confirmation(
+                verdict="not confirmed", reason=f"the plan that was raced lost {demotion.what} later: {reason}"
+            )
         if not differences(demotion.plan, self.first_plan):
             loop.note(f"{self._dropped}: {reason} ({demotion.what})")
             self.drop_plan(reason, 0.0)

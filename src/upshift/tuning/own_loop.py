@@ -15,6 +15,7 @@ from upshift.training.batches import Tree, num_samples, shapes
 from upshift.training.builtin_optimizers import has_fused_kernels
 from upshift.training.conductor import Conductor
 from upshift.training.config import TrainingConfig
+from upshift.training.interrupt import StoppedAtOnce, StopRequest
 from upshift.training.optimizers import OptimizerSet
 from upshift.training.step import TrainingStep, is_out_of_memory
 from upshift.tuning.candidates import Job, job_of
@@ -133,10 +134,16 @@ class OwnLoop:
         """Keep what the user should know."""
         self.notes.append(note)
 
-    def run(self, conductor: Conductor) -> None:
-        """Make steps until the conductor raises."""
+    def run(self, conductor: Conductor, stop: StopRequest) -> NoReturn:
+        """Make steps until the conductor raises.
+
+        Raises:
+            StoppedAtOnce: A signal asked for it, and what it raised was lost.
+        """
         try:
             while True:
+                if stop.signal_name is not None:
+                    raise StoppedAtOnce(stop.signal_name)
                 start = clock.now()
                 inputs, targets = self._next_batch(conductor)
                 waited = clock.now() - start

@@ -19,16 +19,27 @@ from upshift.errors import BadInputError, StorageError, TrainingInterrupted
 LOCK = ".lock"
 
 
-def refuse_folder(out: Path | None) -> None:
-    """Refuse at once the folder of what cannot be resumed, where it would be refused after work was done.
+def refuse_folder(out: Path | None, *, resume: bool = False, can_resume: bool = True) -> None:
+    """Refuse a folder at once that would be refused after work was done.
+
+    Args:
+        out: The folder; a new one in `runs` when None.
+        resume: What lies in it is gone on with.
+        can_resume: What is written to it could be resumed.
 
     Raises:
-        BadInputError: `out` holds something, or its name is no text.
-        StorageError: It, or `runs` where it is None, cannot be written.
+        BadInputError: It holds something else, its name is no text, or there is nothing to resume.
+        StorageError: It, or `runs`, cannot be written.
     """
+    if resume and (out is None or not RunFolder(out).recipe.is_file()):
+        raise BadInputError(
+            "--resume needs the folder of a run that was begun",
+            received="no --out" if out is None else out,
+            hint="name it with --out, as it was when the run began",
+        )
     _require_text((out or RUNS).resolve())
-    if out is not None:
-        _require_empty(out, can_resume=False)
+    if out is not None and not resume:
+        _require_empty(out, can_resume=can_resume)
     refuse_unwritable((out or RUNS) / LOCK, named=out or RUNS)
 
 
@@ -49,15 +60,7 @@ def open_run_folder(name: str, out: Path | None, *, resume: bool) -> Iterator[Ru
         StorageError: The folder cannot be written.
         TrainingInterrupted: By a Ctrl-C that did not wait for a checkpoint.
     """
-    if resume and (out is None or not RunFolder(out).recipe.is_file()):
-        raise BadInputError(
-            "--resume needs the folder of a run that was begun",
-            received="no --out" if out is None else out,
-            hint="name it with --out, as it was when the run began",
-        )
-    _require_text((out or RUNS).resolve())
-    if out is not None and not resume:
-        _require_empty(out)
+    refuse_folder(out, resume=resume)
     is_new = out is None or not out.exists()
     path = _new_folder(name) if out is None else out
     with storage_errors(path):

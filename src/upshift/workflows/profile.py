@@ -95,7 +95,7 @@ def profile(
     if num_steps < 3:
         raise ConfigError("num_steps must be at least 3", received=num_steps, hint="50 is the usual value")
     chosen = load_plan(plan)
-    refuse_folder(Path(out) if out else None)
+    refuse_folder(Path(out) if out else None, can_resume=False)
     prepared = prepare_training(
         recipe,
         variant=variant,

@@ -34,7 +34,7 @@ from upshift.tuning.undisturbed import torch_settings_put_back
 from upshift.workflows.algorithm import keep, with_allowed
 from upshift.workflows.arguments import verb
 from upshift.workflows.evaluate import evaluation_record
-from upshift.workflows.folders import link_latest, open_run_folder
+from upshift.workflows.folders import link_latest, open_run_folder, refuse_folder
 from upshift.workflows.live_tuning import LiveTuning, StartingPlan, plan_to_start_with, start_tuning, with_model
 from upshift.workflows.model import RunRecord
 from upshift.workflows.preparation import Prepared, prepare_training
@@ -105,6 +105,7 @@ def train(
     """
     refuse_while_importing("train")
     checked_allowed(allow)
+    refuse_folder(Path(out) if out else None, resume=resume)
     resumed = Path(out) if out and resume else None
     start = plan_to_start_with(plan, resumed)
     prepare = partial(

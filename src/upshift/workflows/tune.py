@@ -20,7 +20,7 @@ from upshift.core.reference import refuse_while_importing
 from upshift.errors import ConfigError, Interrupted, StorageError, TrainingInterrupted, shown
 from upshift.recipes.recipe import Recipe
 from upshift.training.config import MAX_EPOCHS
-from upshift.training.interrupt import StoppedAtOnce
+from upshift.training.interrupt import StoppedAtOnce, stop_on_signals
 from upshift.training.rng import seed_everything
 from upshift.tuning.batch_size import checked_allowed
 from upshift.tuning.config import TunerConfig
@@ -254,14 +254,15 @@ def _tune_model(
         seed_everything(config.seed)
         loop = OwnLoop(model, loss, data, optimizer)
         try:
-            job = loop.job(fast_dtypes(_limits_of(loop.device)))
-            tuner = Tuner(loop.plan, job=job, loader_for=loop.loader_for, config=config)
-            _tell_trials(tuner, on_trial)
-            loop.run(tuner)
+            with stop_on_signals(at_once=True) as stop:
+                job = loop.job(fast_dtypes(_limits_of(loop.device)))
+                tuner = Tuner(loop.plan, job=job, loader_for=loop.loader_for, config=config)
+                _tell_trials(tuner, on_trial)
+                loop.run(tuner, stop)
         except TuningDone:
             pass
-        except KeyboardInterrupt:
-            stopped = "stopped by SIGINT"
+        except KeyboardInterrupt as error:
+            stopped = f"stopped by {error if isinstance(error, StoppedAtOnce) else 'SIGINT'}"
         finally:
             loop.close()
     if tuner is None:
