@@ -13,6 +13,7 @@ from simulated_clock import spend
 from upshift.tuning.ledger import Ledger
 from upshift.tuning.plan import BASELINE
 from upshift.tuning.tuner import Tuner
+from upshift.workflows.tuning_memory import to_document
 
 pytestmark = pytest.mark.usefixtures("simulated_clock", "one_thread")
 
@@ -78,6 +79,9 @@ def test_a_plan_that_is_no_faster_on_fresh_rounds_is_dropped_with_its_reason(tmp
     assert "no faster than the first plan on fresh rounds" in ledger.confirmation.reason
     assert found.plan == BASELINE and found.model.conv.weight.is_contiguous()
     assert found.trials["channels_last"].verdict == "demoted"
+    assert found.tuner is not None
+    document = to_document(found.tuner, found.plan)
+    assert document is not None and (document["complete"], document["decided"]) == (False, []), "it is tuned again"
     assert any("dropped for the first one" in note for note in ledger.notes)
     assert ledger.speedup == 1.0 and ledger.saved_interval is None
     assert_same_losses(found.losses[:300], plain.losses[:300])

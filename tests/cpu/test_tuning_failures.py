@@ -28,7 +28,6 @@ from torch import nn
 from simulated_clock import spend
 from upshift.training.rng import rng_state
 from upshift.tuning.config import KnownPlan, TunerConfig
-from upshift.tuning.fidelity import HonestDeviation
 from upshift.tuning.plan import BASELINE, Plan
 
 pytestmark = pytest.mark.usefixtures("simulated_clock", "one_thread")
@@ -90,41 +89,6 @@ def test_dropout_that_draws_otherwise_in_another_layout_is_refused(tmp_path: Pat
 def test_a_candidate_whose_gradients_are_not_finite_is_refused(tmp_path: Path) -> None:
     plain, found = both(tmp_path, lambda logits: logits * float("nan"))
     assert found.trials["channels_last"].verdict == "refused" and found.losses == plain.losses
-
-
-# Without the memory for plain gradients
-
-
-class Large(Net):
-    """Faster on two threads; in contiguous layout, as plain steps have it, no more than some samples fit in memory."""
-
-    def __init__(self, most: int) -> None:
-        super().__init__()
-        self.most = most
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        spend(0.02 / torch.get_num_threads())
-        if self.training and self.conv.weight.is_contiguous() and len(images) > self.most:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
-        return super().forward(images)
-
-
-@pytest.mark.parametrize("most", [8, 2, 0])
-def test_plain_gradients_that_do_not_fit_in_memory_are_no_candidates_fault(most: int, tmp_path: Path) -> None:
-    found = tuned(tmp_path, Large(most), plan=CHANNELS_LAST, facts={"num_cores": 2}, epochs=10)
-    trial = found.trials["2 threads"]
-    if most > 0:
-        assert trial.verdict == "adopted" and trial.gradient_error is not None and trial.gradient_error < 1e-4
-        assert trial.gradient_noise is not None
-    else:
-        assert trial.verdict == "refused" and "could not be checked: plain ones" in trial.reason
-        assert trial.gradient_error is None
-    assert found.trainer.step.micro_batch_size == 16 and not found.notes
-
-
-def test_a_part_of_a_batch_is_judged_by_the_noise_of_the_whole() -> None:
-    assert HonestDeviation(noise=0.4, round_off=1e-6).of_whole(0.25) == HonestDeviation(noise=0.2, round_off=1e-6)
-    assert HonestDeviation(noise=None, round_off=1e-6).of_whole(0.25).noise is None
 
 
 # Raising
@@ -226,6 +190,26 @@ def test_tuning_goes_on_from_what_is_left_of_a_plan_that_failed(tmp_path: Path) 
     assert ("channels_last", "adopted") not in verdicts
     assert found.tuner is not None and found.tuner.is_complete and found.ledger.confirmation is not None
     assert_same_losses(found.losses[:300], plain.losses[:300])
+
+
+def test_a_budget_is_that_of_all_of_tuning_whatever_fails_on_the_way(tmp_path: Path) -> None:
+    model, adopted = Picky(slow="contiguous", seconds=0.04, dropout=0.0), list[Plan]()
+
+    def hangs(logits: torch.Tensor) -> torch.Tensor:
+        spend(10.0)
+        return panic(logits)
+
+    model.trouble = adopted_then(hangs, lambda: bool(adopted))
+    found = tuned(
+        tmp_path,
+        model,
+        arguments={"on_adopted": adopted.append},
+        tuner_config=TunerConfig(stop_when_done=True, budget_seconds=10.0),
+        epochs=40,
+        facts={"num_cores": 2},
+    )
+    assert adopted == [CHANNELS_LAST, BASELINE] and found.ledger.ran_out
+    assert found.trials["2 threads"].reason == "the budget is used up" and found.plan == BASELINE
 
 
 def test_an_error_of_the_plain_plan_is_the_users(tmp_path: Path) -> None:

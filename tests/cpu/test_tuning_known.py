@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from layered_recipe import RECIPE
-from live_trainings import STEP_SECONDS, Net, tuned
+from live_trainings import STEP_SECONDS, Batches, Net, tuned
 
 from upshift import Plan, train
 from upshift.core.cache import TuningCache
@@ -90,6 +90,29 @@ def test_a_longer_run_races_what_was_not_tried_and_nothing_that_was_refused(tmp_
     document = to_document(found.tuner, found.plan)
     assert document is not None and document["decided"][:2] == [ADOPTED, REFUSED]
     assert [trial["name"] for trial in document["decided"]].count("channels_last") == 1
+
+
+class Held(Batches):
+    """Holds a copy of the data, until it is freed."""
+
+    is_freed = False
+
+    def free(self) -> None:
+        self.is_freed = True
+
+
+def test_a_run_that_goes_on_with_a_known_plan_holds_its_data_once(tmp_path: Path) -> None:
+    first, made = Held(), list[Held]()
+
+    def make(plan: Plan) -> Held:
+        made.append(Held())
+        return made[-1]
+
+    known = KnownPlan(plan=CHANNELS_LAST, step_seconds=STEP_SECONDS, data_seconds=0.0, speedup=3.0, build_seconds=0.0)
+    arguments = {"known": known, "loader_for": make}
+    found = tuned(tmp_path, Net(slow="contiguous"), loader=first, arguments=arguments, epochs=5)
+    assert found.tuner is not None and found.tuner.took_known
+    assert first.is_freed and [loader.is_freed for loader in made] == [False]
 
 
 def test_a_plan_from_elsewhere_that_has_no_steps_to_prove_itself_on_is_named(tmp_path: Path) -> None:
@@ -222,14 +245,42 @@ def test_a_known_plan_saves_what_it_gained_when_it_was_found_until_it_is_confirm
 
 
 @pytest.mark.usefixtures("own_memory")
-@pytest.mark.parametrize("found", [True, False])
-def test_a_busy_run_does_not_replace_a_proven_plan(found: bool, tmp_path: Path, monkeypatch: Any) -> None:
+def test_a_busy_run_does_not_replace_a_proven_plan(tmp_path: Path, monkeypatch: Any) -> None:
     run(tmp_path / "first")
     change(step_seconds=0.001)  # its steps are slower than recorded: it has to prove itself
     monkeypatch.setattr("upshift.tuning.tuner.LoadMeter", BusyMeter)
-    overrides = [] if found else ["model_args.seconds=0.0"]
-    run(tmp_path / "second", *overrides)
+    second = run(tmp_path / "second", "model_args.seconds=0.0")
+    assert second["plan"]["memory_format"] == "contiguous"
     assert remembered()["plan"]["memory_format"] == "channels_last"
+
+
+class StoppingOnceAdopted(Stopping):
+    """The same as soon as a plan was adopted."""
+
+    def __init__(self, out: Path) -> None:
+        self.out, self.has_stopped = out, False
+
+    def on_record(self, record: dict[str, Any]) -> None:
+        if not self.has_stopped and (self.out / "tuning.json").is_file():
+            self.has_stopped = True
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.usefixtures("own_memory")
+def test_a_run_that_is_resumed_keeps_a_proven_plan_which_it_could_not_afford(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr("upshift.workflows.live_tuning.num_usable_cores", lambda: 2)
+    run(tmp_path / "first")
+    proven = remembered()["plan"] | {"num_threads": 3}
+    change(plan=proven, build_seconds=1000.0, speedup=100.0)
+    out = tmp_path / "second"
+    with pytest.raises(TrainingInterrupted):
+        train(RECIPE, out=out, observers=[StoppingOnceAdopted(out)])
+    left = json.loads((out / "tuning.json").read_text())
+    assert left["complete"] is False and left["plan"]["memory_format"] == "channels_last"
+    assert remembered()["plan"] == proven
+    result = train(RECIPE, out=out, resume=True).result
+    assert result["plan"]["memory_format"] == "channels_last" and result["plan"]["num_threads"] != 3
+    assert remembered()["plan"] == proven
 
 
 def test_a_run_without_time_for_any_candidate_does_not_say_that_an_earlier_one_found_nothing_faster() -> None:

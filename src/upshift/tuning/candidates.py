@@ -96,8 +96,9 @@ class Candidate:
             changes mostly do.
         build_seconds: Expected, before its first step.
         reason: Why it is tried.
-        is_proven: Whether an earlier run proved it faster on this machine, and this one has built it and checked its
-            gradients: it is raced however little may be lost, as that ends as soon as its steps are seen to be slower.
+        is_proven: Whether an earlier run proved it faster on this machine: it is checked and raced however little may
+            be lost, as that ends as soon as its steps are seen to be slower.
+        built_seconds: That this run spent on building it before, so that it is there.
     """
 
     name: str
@@ -107,6 +108,7 @@ class Candidate:
     build_seconds: float = 0.0
     reason: str
     is_proven: bool = False
+    built_seconds: float = 0.0
 
     def plan(self, base: Plan) -> Plan:
         """The plan with the change."""

@@ -57,7 +57,10 @@ class Challenges:
         # The first plan may be the faster one later on, when steps have become slow.
         self._refused += [plan for plan in refused_before if plan != self._ledger.first_plan]
         plans = list(whole_plans) if any(candidate.changes for candidate in whole_plans) else []
-        config = RaceConfig(budget_seconds=self._config.budget_seconds, seed=self._config.seed)
+        budget = self._config.budget_seconds
+        if budget is not None:  # of all of tuning: this race may go on from what is left of a plan that failed
+            budget = max(0.0, budget - self._ledger.elapsed_seconds)
+        config = RaceConfig(budget_seconds=budget, seed=self._config.seed)
         contest = Race("the plan", config=config, clock=clock.now)
         seen: dict[str, Candidate] = {}
         had_turn = self._had_turn  # kept where a plan that fails has the race begun anew
@@ -113,12 +116,15 @@ class Challenges:
             ledger.record(loop, candidate, "not tried", refusal, cost)
             return
         ledger.book_spent()
+        ledger.book_steps(live.take_seconds())  # those before are none of its own
         spent_before = ledger.account.spent
         fidelity: Fidelity | None = None
         build_seconds = None
         duel, compiled = contest.duel, self._compiler.read()
         try:
             fidelity, build_seconds = yield from duels.checked(loop, candidate, plan)
+            build_seconds += candidate.built_seconds
+            ledger.book_steps(live.take_seconds())
             if fidelity is not None and fidelity.reason is not None:
                 raise CandidateRefused(fidelity.reason)
             challenger = yield from duels.race(loop, plan, contest)

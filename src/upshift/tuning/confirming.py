@@ -80,13 +80,11 @@ class Confirming:
         except (CandidateFailed, CandidateRefused) as error:
             ledger.book_lost(live.take_seconds())
             live.go_back(loop)
-            live.drop_other_loaders()
             ledger.confirmation = Confirmation(verdict="not confirmed", reason=f"the first plan failed: {error}")
             return
         first, found = (typical([blocks[name] for blocks in rounds]) for name in (FIRST, FOUND))
         self._conclude(first, _steps_by(duel.interval, first, found, counts_waits), len(rounds))
         live.go_back(loop)
-        live.drop_other_loaders()
 
     def _layout_may_change_waits(self) -> bool:
         """Whether loading in another layout may make a difference that is worth counting."""

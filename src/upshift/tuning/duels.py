@@ -14,11 +14,12 @@ from upshift.training.conductor import Conducted
 from upshift.training.step import is_out_of_memory
 from upshift.tuning.candidates import Candidate
 from upshift.tuning.compiler import CompilerCounts
-from upshift.tuning.fidelity import UNCHECKED, Fidelity, HonestDeviation, Reference
+from upshift.tuning.fidelity import NUM_CHANGES, Fidelity, HonestDeviation, Reference, unchecked
 from upshift.tuning.ledger import Ledger
-from upshift.tuning.live import Block, CandidateRefused, LiveSteps, Story, differs_in_data
+from upshift.tuning.live import Block, CandidateRefused, LiveSteps, Story, differs_in_data, first_line
 from upshift.tuning.plan import BASELINE, Plan
 from upshift.tuning.stopwatch import Measured
+from upshift.tuning.trials import UNEXPLAINED
 
 SETTLE_STEPS = 2
 BLOCK_SECONDS = 0.01
@@ -28,7 +29,8 @@ PREFETCHED_BATCHES = 2
 MIN_LOSSES = 3
 RECOMPILES_ALLOWED = 3
 FIRST_CHECK_STEPS, CHECK_STEPS = 6, 3
-"""What the first check of gradients takes, which measures their noise too; and each later one."""
+"""What the first check of gradients takes, which measures their noise too; and each later one. A closer look comes
+beside that, and only where it can be afforded."""
 
 
 class Duels:
@@ -63,11 +65,13 @@ class Duels:
         """Compare the candidate's gradients with plain ones; see `check`.
 
         A tie that round-off breaks is chance, and not always explained: such a difference must be there on another
-        batch too. A fault is.
+        batch too, where there is the time for that. A fault is.
         """
         yield from self.full_batch()
         fidelity, build_seconds = self.check(loop, candidate, plan)
         if fidelity is not None and fidelity.may_be_chance:
+            if not self._affords(loop, candidate, CHECK_STEPS + NUM_CHANGES):
+                return replace(fidelity, reason=UNEXPLAINED), build_seconds
             yield Block(self._ledger.plan, num_steps=1, settle=0)
             yield from self.full_batch()
             fidelity, _ = self.check(loop, candidate, plan)
@@ -92,8 +96,8 @@ class Duels:
         plain = replace(BASELINE, device=now.device, num_threads=now.num_threads, fused_optimizer=now.fused_optimizer)
         self._live.execute(loop, plain)
         reference = self._reference(loop)
-        if reference is None:
-            return UNCHECKED, 0.0
+        if isinstance(reference, Fidelity):
+            return reference, 0.0
         inputs, labels = reference.inputs, reference.labels
         beside = None
         if candidate.tier == "A" and now.precision == plan.precision != "fp32":
@@ -106,11 +110,18 @@ class Duels:
         # Beside plain fp32, the same mathematics in another precision differs as that precision does.
         is_exact = candidate.tier == "A" and plan.precision == "fp32"
         fidelity = reference.judge(gradients, same_mathematics=is_exact, beside=beside)
-        if is_exact and fidelity.reason is not None:
+        if is_exact and fidelity.may_be_explained:
+            if not self._affords(loop, candidate, NUM_CHANGES):
+                return replace(fidelity, reason=UNEXPLAINED), build_seconds
             self._execute_for(loop, plain, num_samples(inputs))
             reference.look_closer(loop.model, loop.step.gradients)
             fidelity = reference.judge(gradients, same_mathematics=is_exact)
         return fidelity, build_seconds
+
+    def _affords(self, loop: Conducted, candidate: Candidate, num_passes: int) -> bool:
+        """Whether a candidate may cost so many more passes, which are plain ones."""
+        steps = [step.step_seconds for step in (self._ledger.known_step, self._ledger.first_step) if step is not None]
+        return self._ledger.affords(loop, candidate, num_passes * max(steps))
 
     def _execute_for(self, loop: Conducted, plan: Plan, size: int) -> None:
         """Execute a plan on so many samples, all at once where it does not split a batch further."""
@@ -118,8 +129,8 @@ class Duels:
             plan = replace(plan, micro_batch_size=min(size, plan.micro_batch_size or size))
         self._live.execute(loop, plan)
 
-    def _reference(self, loop: Conducted) -> Reference | None:
-        """Plain gradients of the batch, or of as many of its samples as fit in memory; None where no part will do.
+    def _reference(self, loop: Conducted) -> Reference | Fidelity:
+        """Plain gradients of the batch, or of as many of its samples as fit in memory; else why there are none.
 
         The plan that training goes on with may need less memory than plain steps, and training keeps no gradients: that
         these run out of it is no candidate's fault.
@@ -130,8 +141,10 @@ class Duels:
             try:
                 reference = Reference(loop.model, loop.step.gradients, inputs, labels, like=self._honest)
             except Exception as error:
-                if size == whole and not is_out_of_memory(error):
-                    raise
+                if not is_out_of_memory(error):
+                    if size == whole:
+                        raise
+                    return unchecked(f"do not fit in memory, and a part of the batch raised {first_line(error)}")
                 # Not from here: the error's traceback holds the tensors of what failed.
             else:
                 if size < whole and self._honest is None:
@@ -140,7 +153,7 @@ class Duels:
                     self._honest = reference.honest  # taken over by the later ones; nothing else is kept
                 return reference
             size //= 2
-        return None
+        return unchecked("do not fit in memory")
 
     def race(self, loop: Conducted, plan: Plan, contest: Race) -> Generator[Block, Measured, Measured]:
         """Rounds of a block of each, in an order drawn anew, until one is proven faster.

@@ -48,10 +48,16 @@ class Fidelity:
     reason: str | None
 
     @property
+    def may_be_explained(self) -> bool:
+        """Whether it was refused for more than round-off, and adds, as far as known, no more than numerics may."""
+        if self.reason is None or self.error is None or not math.isfinite(self.error + self.round_off):
+            return False
+        return self.noise is None or self.error**2 <= NOISE_SHARE * self.noise**2
+
+    @property
     def may_be_chance(self) -> bool:
         """Whether it was refused for more than round-off, and yet is within what changed numerics may add."""
-        within = self.error is not None and self.noise is not None and self.error**2 <= NOISE_SHARE * self.noise**2
-        return self.reason is not None and within and math.isfinite(self.round_off)
+        return self.may_be_explained and self.noise is not None
 
 
 @dataclass(frozen=True)
@@ -71,12 +77,14 @@ class HonestDeviation:
         return replace(self, noise=None if self.noise is None else self.noise * math.sqrt(share))
 
 
-UNCHECKED = Fidelity(
-    error=None,
-    noise=None,
-    round_off=0.0,
-    reason="its gradients could not be checked: plain ones to compare them with do not fit in memory",
-)
+def unchecked(why: str) -> Fidelity:
+    """Of a candidate for which there are no plain gradients to compare its own with.
+
+    Args:
+        why: What became of them, after "plain ones to compare them with".
+    """
+    reason = f"its gradients could not be checked: plain ones to compare them with {why}"
+    return Fidelity(error=None, noise=None, round_off=0.0, reason=reason)
 
 
 class Reference:

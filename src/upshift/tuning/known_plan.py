@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import replace
+from itertools import takewhile
 from typing import Any
 
 from upshift.core.units import duration, factor, plain
@@ -35,8 +36,9 @@ class Recall:
 
     Attributes:
         was_taken: Whether training went on with the known plan.
-        decided: The trials of that run, where its plan is not refused: only other candidates are raced, be it that it
-            was stopped on its way, or had less time.
+        decided: The trials of that run that still hold, so that only other candidates are raced: all of them where its
+            plan is taken, be it that the run was stopped on its way, or had less time; where it is too dear, those that
+            were refused beside the first plan; else none.
         to_race: The known plan, where its steps are not as fast as then: it has to prove itself once more.
     """
 
@@ -44,6 +46,7 @@ class Recall:
         self.was_taken = False
         self.decided: tuple[Mapping[str, Any], ...] = known.decided
         self.to_race: list[Candidate] = []
+        self._still_refused: tuple[Mapping[str, Any], ...] = ()
         self._known, self._live, self._ledger, self._duels = known, live, ledger, duels
 
     @property
@@ -55,9 +58,10 @@ class Recall:
         """Take the known plan if it is still right and fast; whether it was taken."""
         self.was_taken = yield from self._take(loop)
         if self.was_taken:
-            self._ledger.untried_seconds = self._known.untried_seconds
+            if not self.leaves_to_race(loop):  # else that race finds out anew what it cannot afford
+                self._ledger.untried_seconds = self._known.untried_seconds
         else:
-            self.decided = ()
+            self.decided = self._still_refused
             self._live.go_back(loop)  # what comes next looks into steps by the ledger's plan
         return self.was_taken
 
@@ -93,13 +97,14 @@ class Recall:
 
     def _take(self, loop: Conducted) -> Generator[Block, Measured, bool]:
         known, ledger, duels, before = self._known, self._ledger, self._duels, self._ledger.known_step
-        candidate = known_candidate(known, ledger.plan)
+        candidate = replace(known_candidate(known, ledger.plan), is_proven=True)
         plan = candidate.plan(ledger.plan)
         if not candidate.changes:
             return self._is_as_fast(before, with_wait=False)
         cost = duels.expected_cost(candidate)
         refusal = self._too_dear(loop, candidate, cost)
         if refusal is not None:
+            self._still_refused = refused_beside_first(known.decided)
             ledger.record(loop, candidate, "not tried", refusal, cost)
             return False
         fidelity: Fidelity | None = None
@@ -121,7 +126,7 @@ class Recall:
         if speedup <= 1.0 or not self._is_as_fast(now, with_wait=of_data):
             step_seconds = min(before.seconds, known.speedup * now.seconds)  # the first steps may have been disturbed
             ledger.book_trial(FIRST_STEPS + SETTLE_STEPS, step_seconds, self._live.take_seconds())
-            self.to_race.append(replace(candidate, build_seconds=0.0, is_proven=True))
+            self.to_race.append(replace(candidate, build_seconds=0.0, built_seconds=build_seconds))
             return False
         # Steps one after another, and not in turns: what other programs did meanwhile would count as gained.
         speedup = min(speedup, known.speedup)
@@ -153,3 +158,8 @@ class Recall:
         times = f"{slower:.2f} times slower" if slower > 1.0 else f"{1.0 / slower:.2f} times faster"
         self._ledger.notes.append(f"steps are {times} than when the plan was found: it is tuned again")
         return False
+
+
+def refused_beside_first(decided: Sequence[Mapping[str, Any]]) -> tuple[Mapping[str, Any], ...]:
+    """Of a run's trials those before any was adopted: they were refused beside the first plan."""
+    return tuple(takewhile(lambda trial: trial.get("verdict") != "adopted", decided))

@@ -17,7 +17,7 @@ from upshift.tuning.fidelity import Fidelity
 from upshift.tuning.payback import Account, cost_spread, least_gain
 from upshift.tuning.plan import Plan
 from upshift.tuning.stopwatch import Measured
-from upshift.tuning.trials import GAINS_NOTHING, Confirmation, Trial, Verdict
+from upshift.tuning.trials import GAINS_NOTHING, UNEXPLAINED, Confirmation, Trial, Verdict
 from upshift.tuning.whole_plans import HANDED_OVER, differences
 
 
@@ -151,6 +151,20 @@ class Ledger:
             elapsed_seconds=self.elapsed_seconds,
             secured_seconds=self._secured(remaining),
         )
+
+    def affords(self, loop: Conducted, candidate: Candidate, seconds: float) -> bool:
+        """Whether a candidate that is built may cost so much more, by the rule that it was tried by.
+
+        Args:
+            loop: The training.
+            candidate: Of an earlier run's plan, what it saves is enough.
+            seconds: Beside what it has cost.
+        """
+        if self._at_any_cost:
+            return True
+        if candidate.is_proven:
+            return candidate.gain * self.remaining_seconds(loop) > seconds
+        return self.refusal(loop, replace(candidate, build_seconds=0.0), seconds) is None
 
     def _secured(self, remaining_seconds: float) -> float:
         """Seconds that the plan will save on the steps that remain, beside the first plan."""
@@ -317,7 +331,7 @@ class Ledger:
 
         A duel tells the speedup; `speedup` is what counts without one.
         """
-        is_too_dear = verdict == "not tried" and reason not in GAINS_NOTHING
+        is_too_dear = reason == UNEXPLAINED or (verdict == "not tried" and reason not in GAINS_NOTHING)
         if is_too_dear and self.step is not None and not self._at_any_cost:
             self.leave_untried(loop.remaining_steps * self.step.step_seconds)
         interval = duel.interval if duel is not None and math.isfinite(duel.interval.high) else None
@@ -337,7 +351,8 @@ class Ledger:
             num_rounds=duel.num_rounds if duel is not None else 0,
             gradient_error=fidelity.error if fidelity else None,
             gradient_noise=fidelity.noise if fidelity else None,
-            num_operators=self.num_operators if "compile" in candidate.changes else None,
+            # A plan that is known may lie compiled in caches on disk: that is no experience of what compiling takes.
+            num_operators=self.num_operators if "compile" in candidate.changes and not candidate.is_proven else None,
             details=details or {},
         )
         self.trials.append(trial)

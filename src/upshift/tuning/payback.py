@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from upshift.core import units
-from upshift.tuning.trials import UNDECIDED
+from upshift.tuning.trials import OPEN
 
 PRIOR_COMPILE_SECONDS = {"whole": (5.0, 0.045), "regional": (4.0, 0.03), "step": (5.0, 0.055)}
 """Seconds to compile: (at least, for each operator of the step). From 6 s for a perceptron of 60 operators to 45 s for
@@ -145,7 +145,7 @@ def _share_come_true(trial: Mapping[str, Any], changes: Mapping[str, Any]) -> fl
     expected, speedup = trial.get("expected_gain"), trial.get("speedup", 1.0)
     if not all(isinstance(number, int | float) and 0 < number < _IMPOSSIBLE for number in (expected, speedup)):
         return None
-    if trial.get("reason") == UNDECIDED or (trial["verdict"] == "adopted" and not trial.get("num_rounds")):
+    if trial.get("reason") in OPEN or (trial["verdict"] == "adopted" and not trial.get("num_rounds")):
         return None  # not raced to its end; or known from an earlier race, which is in the history itself
     assert isinstance(expected, int | float) and isinstance(speedup, int | float)
     return max(0.0, 1.0 - 1.0 / speedup) / expected if trial["verdict"] == "adopted" else 0.0

@@ -7,6 +7,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 UNDECIDED = "tuning ended before it was decided"
+UNEXPLAINED = "its gradients differ by more than round-off mostly does, and there was no time for a closer look"
+OPEN = (UNDECIDED, UNEXPLAINED)
+"""Reasons for which a candidate was refused that say nothing of it: with more time it may be adopted."""
 NO_LONGER_PROPOSED = "it attacks nothing that is left in the plan as it has become"
 PRESENT, REFUSED_BEFORE = "the plan has it already", "the same plan was refused before"
 FAILED_BEFORE = "it failed after it was adopted"
@@ -61,7 +64,7 @@ class Trial:
     @property
     def is_decided(self) -> bool:
         """Whether there is nothing to be gained by trying it once more in the same job."""
-        return self.verdict in ("adopted", "refused", "failed") and self.reason != UNDECIDED
+        return self.verdict in ("adopted", "refused", "failed") and self.reason not in OPEN
 
     def __str__(self) -> str:
         return f"{self.name}: {self.verdict}, {self.reason}"

@@ -175,7 +175,7 @@ class Tuner:
         if recall is not None:
             was_taken = yield from recall.take(loop)
             if was_taken and not recall.leaves_to_race(loop):
-                yield from self._confirming.confirm(loop, at_most_seconds=MAX_KNOWN_SECONDS)
+                yield from self._confirm(loop, at_most_seconds=MAX_KNOWN_SECONDS)
                 return
             whole_plans, refused = [*whole_plans, *recall.to_race], recall.refused
         yield from self._race(loop, whole_plans, refused)
@@ -200,7 +200,12 @@ class Tuner:
             self._has_looked = True
         yield from self._challenges.race(loop, whole_plans, refused)
         self._note_load()
-        yield from self._confirming.confirm(loop)
+        yield from self._confirm(loop)
+
+    def _confirm(self, loop: Conducted, *, at_most_seconds: float | None = None) -> Story:
+        """Confirm what was found, and keep the loader of what that came to alone: others hold copies of the data."""
+        yield from self._confirming.confirm(loop, at_most_seconds=at_most_seconds)
+        self.live.drop_other_loaders()
 
     def _watch_step(self, data_seconds: float) -> None:
         """Once tuned, watch that steps stay as fast as they were: else the first plan is raced once more."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import takewhile
 from typing import Any
 
 from upshift.core.files import read_json
 from upshift.core.records import RunFolder
 from upshift.errors import ArtifactError, BadInputError
 from upshift.tuning.config import KnownPlan
+from upshift.tuning.known_plan import refused_beside_first
 from upshift.tuning.plan import Plan, plan_from_json
 from upshift.tuning.stopwatch import Measured
 from upshift.tuning.trials import Trial
@@ -28,9 +28,8 @@ def to_document(tuner: Tuner, plan: Plan) -> dict[str, Any] | None:
     made = [trial for trial in ledger.trials if trial.verdict != "not tried"]
     if ledger.step is None or not (made or tuner.is_complete):
         return None
-    # Those that were refused on top of a plan which was dropped then say nothing of the first one.
-    was_dropped = ledger.was_demoted or any(trial.verdict == "demoted" for trial in made)
     disturbed, before = tuner.was_disturbed, tuner.decided_before
+    was_dropped = ledger.was_demoted or _gave_way(tuner, made)
     decided = [trial.to_json() for trial in made if _is_settled(trial, disturbed) and not (before and _is_known(trial))]
     return {
         "plan": plan.to_json(),
@@ -38,11 +37,21 @@ def to_document(tuner: Tuner, plan: Plan) -> dict[str, Any] | None:
         "untried_seconds": ledger.untried_seconds,
         "build_seconds": (ledger.build_seconds_before if ledger.plan != ledger.first_plan else 0.0)
         + sum(trial.build_seconds or 0.0 for trial in made if trial.verdict == "adopted"),
-        # A plan that failed may have failed by chance: it is found anew. What a budget left untried, or other programs
-        # kept from being proven, is for later runs.
-        "complete": tuner.is_complete and not ledger.was_demoted and not ledger.ran_out and not disturbed,
+        # A plan that was dropped may have failed, or been slow, by chance: it is found anew. What a budget left out,
+        # or other programs kept from being proven, is for later runs.
+        "complete": tuner.is_complete and not was_dropped and not ledger.ran_out and not disturbed,
+        # Those that were refused on top of a plan which was dropped then say nothing of the first one.
         "decided": [] if was_dropped else [*before, *decided],
     }
+
+
+def _gave_way(tuner: Tuner, made: list[Trial]) -> bool:
+    """Whether a plan that was found, by this run or the one that it goes on with, was dropped for the first one."""
+    ledger = tuner.ledger
+    if ledger.confirmation is not None and ledger.confirmation.verdict == "refuted":
+        return True
+    found_before = any(trial.get("verdict") == "adopted" for trial in tuner.decided_before)
+    return any(trial.verdict == "demoted" for trial in made) or (found_before and ledger.plan == ledger.first_plan)
 
 
 def _figures(tuner: Tuner, step: Measured) -> dict[str, float]:
@@ -74,34 +83,50 @@ def kept_document(earlier: Mapping[str, Any] | None, document: dict[str, Any], t
     if earlier is None or known is None or not differences(known.plan, first):
         return document
     is_same = not differences(tuner.plan, known.plan)
-    is_faster = bool(differences(tuner.plan, first)) and tuner.ledger.speedup > known.speedup
-    if is_same or is_faster or _is_decided_against(tuner, known):
+    if is_same or _is_proven_faster(tuner, known) or _is_decided_against(tuner, known):
         return document
-    # What was refused beside the first plan, before any other was adopted: the known one was found from there as well.
-    refused = takewhile(lambda trial: trial.get("verdict") != "adopted", document["decided"])
-    tried = [trial.get("changes") for trial in known.decided]
-    new = [trial for trial in refused if trial.get("changes") not in tried]
+    # The known plan was found from the first one as well: what was refused beside that is of use to later runs.
+    tried = [trial.get("changes") for trial in refused_beside_first(known.decided)]
+    new = [trial for trial in refused_beside_first(document["decided"]) if trial.get("changes") not in tried]
     return {**earlier, "decided": [*new, *known.decided]}
+
+
+def _is_proven_faster(tuner: Tuner, known: KnownPlan) -> bool:
+    """Whether the plan that a run found is proven to be faster than one that it did not race, beside the same plan."""
+    found, is_another = tuner.ledger.confirmation, differences(tuner.plan, tuner.ledger.first_plan)
+    if found is None or found.verdict != "confirmed" or found.speedup_interval is None:
+        return False
+    return bool(is_another) and found.speedup_interval[0] > known.speedup
 
 
 def _is_decided_against(tuner: Tuner, known: KnownPlan) -> bool:
     """Whether a run has shown that later ones should not begin with a plan that was proven before."""
-    ledger, disturbed = tuner.ledger, tuner.was_disturbed
-    if ledger.was_demoted:  # it failed
-        return True
-    if tuner.recall is None:  # all was raced anew
-        return tuner.is_complete and ledger.untried_seconds is None and not ledger.ran_out and not disturbed
-    if tuner.took_known and not disturbed:  # it was begun with, and lost its place
-        return True
+    ledger, recall, disturbed = tuner.ledger, tuner.recall, tuner.was_disturbed
     changes = differences(known.plan, ledger.first_plan)
-    return any(dict(trial.changes) == changes and _is_settled(trial, disturbed) for trial in ledger.trials)
+    trials = [trial for trial in ledger.trials if dict(trial.changes) == changes]
+    if ledger.has_failed(known.plan) or any(_is_settled(trial, disturbed) for trial in trials):
+        return True
+    found = ledger.confirmation
+    refuted = found if found is not None and found.verdict == "refuted" else None
+    if refuted is not None and not _is_proven_no_faster(refuted.speedup_interval):
+        return False  # no gain was seen, and one may be there
+    if recall is None:  # all was raced anew
+        return tuner.is_complete and ledger.untried_seconds is None and not ledger.ran_out and not disturbed
+    # A run that is resumed begins with the plan of its folder, which may be another one.
+    was_taken = recall.was_taken and not differences(recall.known.plan, known.plan)
+    was_in_use = was_taken or any(trial.verdict == "demoted" for trial in trials)
+    return was_in_use and (refuted is not None or not disturbed)  # it lost its place
 
 
 def _is_settled(trial: Trial, disturbed: bool) -> bool:
     """Whether there is nothing to be gained by trying it once more; where other programs disturbed, that is proven."""
     if not disturbed or trial.verdict != "refused" or not trial.num_rounds:
         return trial.is_decided
-    return trial.speedup_interval is not None and trial.speedup_interval[1] <= 1.0
+    return _is_proven_no_faster(trial.speedup_interval)
+
+
+def _is_proven_no_faster(speedup_interval: tuple[float, float] | None) -> bool:
+    return speedup_interval is not None and speedup_interval[1] <= 1.0
 
 
 def _is_known(trial: Trial) -> bool:
