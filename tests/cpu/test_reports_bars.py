@@ -72,6 +72,14 @@ def test_a_report_draws_the_step_before_and_after_tuning(tmp_path: Path) -> None
     assert re.search(r"Computing\|+15 ms, 75 %\|+7\.5 ms, 75 %", said)
 
 
+def test_a_report_says_whose_step_it_draws(tmp_path: Path) -> None:
+    before, after = split(0.0, 0.020), split(0.0, 0.010)
+    began, came_to = "the plan that training began with", "the plan that tuning came to"
+    assert f"|A step of {began}.|" in report_of(tmp_path, split=before, last_split=None)
+    assert f"|A step of {came_to}.|" in report_of(tmp_path, split=None, last_split=after)
+    assert f"|A step of {began}, and of {came_to}.|" in report_of(tmp_path, split=before, last_split=after)
+
+
 def test_a_step_that_nobody_looked_into_is_not_called_bound_by_anything(tmp_path: Path) -> None:
     said = report_of(tmp_path, split=split(0.0001, 0.0067, looked_into=False), last_split=None)
     assert "The step itself (not looked into)" in said and "Bound by" not in said and "After" not in said

@@ -94,7 +94,7 @@ def test_what_tuning_cost_is_told_though_nothing_was_adopted(saved: float, told:
 
 def test_tuning_that_cost_nothing_is_not_said_to_have_cost() -> None:
     fact = tuning_fact({"tuning": {"seconds": 0.001, "saved_seconds": 0.0, "net_seconds": -0.001}, "plan": {}})
-    assert fact == ("plan", "plain", "nothing else was tried")
+    assert fact == ("plan", "plain", "no other plan was tried")
 
 
 def test_a_changed_algorithm_is_reported_as_what_it_is() -> None:

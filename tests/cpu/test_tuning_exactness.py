@@ -9,21 +9,25 @@ from typing import Any
 
 import pytest
 import torch
-from live_trainings import CPU, Net, assert_same_losses, is_channels_last, plainly, train, tuned
+from live_trainings import CPU, STEP_SECONDS, Net, assert_same_losses, is_channels_last, plainly, train, tuned
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from simulated_clock import spend
 from upshift.training.conductor import Conducted
 from upshift.training.rng import HOST_GENERATORS, restore_rng_state, rng_state
-from upshift.tuning.config import TunerConfig
+from upshift.tuning.config import KnownPlan, TunerConfig
 from upshift.tuning.duels import Duels
+from upshift.tuning.fallback import Fallback
 from upshift.tuning.fidelity import Fidelity, Reference
 from upshift.tuning.ledger import Ledger
 from upshift.tuning.live import LiveSteps, Story
+from upshift.tuning.numerics import note_of_steps
 from upshift.tuning.plan import BASELINE, Plan
 
 pytestmark = pytest.mark.usefixtures("simulated_clock")
+
+CHANNELS_LAST = Plan(memory_format="channels_last")
 
 
 class SlowToLayOut(TorchFunctionMode):
@@ -103,6 +107,40 @@ def test_torchs_generators_alone_are_kept_where_a_step_draws_from_no_other(tmp_p
     assert draws_on_host(Net) is False and draws_on_host(RandomDepth) is True
 
 
+def test_the_hosts_generators_are_kept_for_one_step_of_a_given_plan_and_for_more_only_if_it_draws_from_them(
+    tmp_path: Path,
+) -> None:
+    given, drawing = Fallback(CHANNELS_LAST, CPU), Fallback(CHANNELS_LAST, CPU)
+    train(tmp_path / "given", Net(), given, epochs=1, plan=CHANNELS_LAST)
+    train(tmp_path / "drawing", RandomDepth(), drawing, epochs=1, plan=CHANNELS_LAST)
+    assert given.draws_on_host is False and drawing.draws_on_host is True
+    known = KnownPlan(
+        plan=CHANNELS_LAST,
+        step_seconds=STEP_SECONDS,
+        data_seconds=0.0,
+        speedup=2.0,
+        build_seconds=0.0,
+        is_complete=False,
+    )
+    arguments = {"known": known, "first_plan": BASELINE}
+    resumed = tuned(tmp_path / "resumed", Net(), plan=CHANNELS_LAST, arguments=arguments, epochs=3)
+    assert resumed.tuner is not None and not resumed.ledger.trials, "there were too few steps to tune on"
+    assert resumed.tuner.live.draws_on_host is False
+
+
+def test_a_step_of_a_given_plan_that_fails_draws_the_same_numbers_when_made_again(tmp_path: Path) -> None:
+    model = RandomDepth(dropout=0.5)
+    plain = train(tmp_path / "plain", plainly(model), epochs=1)
+    after = rng_state(CPU)
+    failing_after_adoption(model, [CHANNELS_LAST])
+    given = Fallback(CHANNELS_LAST, CPU)
+    found = train(tmp_path / "given", model, given, epochs=1, plan=CHANNELS_LAST)
+    assert given.was_dropped
+    assert_same_losses(found.losses, plain.losses)
+    now = rng_state(CPU)
+    assert all(torch.equal(now[name], tensor) for name, tensor in after.items())
+
+
 def test_a_state_without_the_hosts_generators_leaves_them_alone() -> None:
     state = rng_state(CPU, with_host=False)
     assert not set(state) & set(HOST_GENERATORS)
@@ -150,7 +188,7 @@ def test_a_precision_that_was_tried_on_live_steps_and_refused_is_told_as_losses_
     found = tuned(tmp_path, SlowInBf16(dropout=0.0), facts={"fast_dtypes": ("bf16",), "has_convolutions": False})
     trial = found.trials["bf16"]
     assert trial.verdict == "refused" and trial.num_rounds > 0
-    assert any("bf16 was tried on live steps, and refused" in note for note in found.ledger.notes)
+    assert note_of_steps("bf16") in found.notes
 
 
 def test_of_a_training_that_waits_on_an_accelerator_whole_steps_are_compared() -> None:

@@ -22,6 +22,7 @@ from upshift.core.cache import TuningCache
 from upshift.core.environment import describe
 from upshift.core.files import cache_folder, write_bytes
 from upshift.errors import StorageError
+from upshift.reports.tuned import adopted_names
 from upshift.tuning.plan import BASELINE, load_plan
 
 pytestmark = pytest.mark.usefixtures("simulated_clock", "one_core")
@@ -291,6 +292,35 @@ def test_what_a_budget_left_untried_is_tried_by_the_next_training(
     remembered = json.loads(path.read_text())["content"]
     assert remembered["complete"] is False and remembered["untried_seconds"] is None
     assert run(tmp_path / "run")["plan"]["memory_format"] == "channels_last"
+
+
+# A plan that loses a part
+
+
+class FailingLate(Layered):
+    """Fails in channels last, some steps before the end of twenty epochs."""
+
+    num_steps = 0
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.num_steps += self.training
+        if self.training and self.num_steps > 455 and not self.conv.weight.is_contiguous():
+            raise RuntimeError("no kernel")
+        return super().forward(images)
+
+
+def test_a_run_whose_plan_lost_a_part_near_its_end_tells_of_what_is_left(tmp_path: Path, no_memory: Path) -> None:
+    recipe = replace(RECIPE, model=FailingLate)
+    train(recipe, overrides=QUICK, out=tmp_path / "first")
+    both = Plan(memory_format="channels_last", fused_optimizer=False)
+    edited(no_memory, plan=both.to_json(), step_seconds=0.002, speedup=3.0, complete=True, untried_seconds=None)
+    result = train(recipe, out=tmp_path / "second").result
+    assert result["plan"]["memory_format"] == "contiguous" and result["plan"]["fused_optimizer"] is False
+    assert adopted_names(result["plan"]["trials"]) == ["fused_optimizer=False"]
+    assert trials(result)["memory_format=channels_last"]["verdict"] == "demoted"
+    tuning = result["tuning"]
+    assert [tuning[name] for name in ("step_seconds", "limit", "last_split")] == [None] * 3, "none was timed"
+    assert any("memory_format=channels_last was dropped from the plan" in note for note in result["notes"])
 
 
 # Plans that are given

@@ -16,6 +16,7 @@ from upshift.reports.tuned import adopted_names, algorithm_sentence, rests_on_re
 LOOKS = {"adopted": "chosen", "refused": "refused", "failed": "failed", "demoted": "failed"}
 SIGNS = {"adopted": "✓", "refused": "–", "failed": "✗", "demoted": "✗", "not tried": "·"}
 FIGURES = ("Speedup", "Gradient error", "Cost")
+WHOSE_STEP = {"Before": "the plan that training began with", "After": "the plan that tuning came to"}
 CEILINGS = (
     ("Without waiting for data", "synthetic_samples_per_second"),
     ("The loader alone", "loader_samples_per_second"),
@@ -89,11 +90,10 @@ def _where_time_goes(account: Record) -> Html | None:
         _values("Bound by", [text(step.split, "bound_by") if is_looked_into(step.split) else "" for step in steps]),
         *(_values(title, [_ceiling(step.split, field) for step in steps]) for title, field in CEILINGS),
     ]
-    said = "A step of the plan that training began with"
-    said += ", and of the plan that tuning came to." if len(steps) > 1 else "."
+    said = ", and of ".join(WHOSE_STEP[step.name] for step in steps)
     return tag(
         "div",
-        tag("figure", bars, tag("figcaption", said)),
+        tag("figure", bars, tag("figcaption", f"A step of {said}.")),
         tag("table", tag("thead", head), tag("tbody", body), class_="numbers"),
         class_="beside",
     )

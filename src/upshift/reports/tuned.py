@@ -181,7 +181,7 @@ def why_plain(tuning: Record, trials: Sequence[Record]) -> str:
         return f"{units.counted(tried, 'candidate')} tried, none proven faster"
     if trials or tuning.get("from_cache") is True:
         return "nothing else could have paid for itself"
-    return "nothing else was tried"
+    return "no other plan was tried"
 
 
 def rests_on_record(tuning: Record) -> bool:

@@ -162,13 +162,6 @@ class Challenges:
             if plan != ledger.first_plan:  # see `race`
                 self._refused.append(plan)
             ledger.book_lost(live.take_seconds())
-        was_faithful = fidelity is not None and fidelity.reason is None
-        goes_on = not self._config.stop_when_done  # else no training follows whose losses could differ
-        if candidate.tier == "B" and verdict != "adopted" and was_faithful and goes_on:
-            ledger.notes.append(
-                f"{candidate.name} was tried on live steps, and {verdict}: the losses of these and of all that follow "
-                "are within the noise of training, and not within round-off"
-            )
         live.go_back(loop)
         live.drop_other_loaders()
         loop.step.forget_compiled()

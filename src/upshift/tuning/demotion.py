@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from upshift.errors import PlanError
-from upshift.tuning.plan import Plan
-from upshift.tuning.whole_plans import differences
+from upshift.tuning.plan import BASELINE, Plan
+from upshift.tuning.trials import Trial
+from upshift.tuning.whole_plans import differences, tier_of
 
 OF_BATCHES = ("data_path", "num_workers")
 LIKELIEST = (
@@ -23,6 +24,16 @@ LIKELIEST = (
     ("micro_batch_size",),
 )
 """Fields that a plan can lose only together, the likeliest culprit first; those that spare memory last."""
+OF_THE_WHOLE: Mapping[str, Any] = {
+    "expected_gain": 0.0,
+    "speedup": None,
+    "speedup_interval": None,
+    "num_rounds": 0,
+    "gradient_error": None,
+    "gradient_noise": None,
+}
+"""What a trial found of several changes says nothing of a part of them."""
+OF_COMPILING: Mapping[str, Any] = {"build_seconds": None, "num_operators": None, "details": {}}
 
 
 @dataclass(frozen=True)
@@ -30,8 +41,8 @@ class Adoption:
     """A change of the plan that can be taken back.
 
     Attributes:
-        changes: The fields that it changed.
-        before: Those of them that were not taken back yet, as they were before.
+        changes: The fields that it changed, and that were not taken back yet.
+        before: The same fields as they were before.
         speedup: Of the plan's steps by it; 1 where part of it was taken back, as nobody knows what the rest gains.
     """
 
@@ -48,18 +59,23 @@ class Demotion:
         plan: The plan without it.
         dropped: The fields that it lost, as they were.
         adoption: What they had been adopted with.
-        is_whole: Whether nothing of that is left.
+        rest: The fields of that which the plan still has.
     """
 
     plan: Plan
     dropped: Mapping[str, Any]
     adoption: Adoption
-    is_whole: bool
+    rest: Mapping[str, Any]
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether nothing is left of what was adopted."""
+        return not self.rest
 
     @property
     def what(self) -> str:
         """The fields in words."""
-        return ", ".join(f"{name}={value}" for name, value in self.dropped.items())
+        return in_words(self.dropped)
 
 
 class Adoptions:
@@ -99,8 +115,100 @@ class Adoptions:
         except PlanError:  # the rest cannot be had without it
             values = dict(adoption.before)
             without = replace(plan, **values)
-        rest = {name: value for name, value in adoption.before.items() if name not in values}
+        rest = {name: value for name, value in adoption.changes.items() if name not in values}
         if rest:
-            self._adopted.append(Adoption(adoption.changes, rest, 1.0))
+            self._adopted.append(Adoption(rest, {name: adoption.before[name] for name in rest}, 1.0))
         dropped = {name: getattr(plan, name) for name in values}
-        return Demotion(without, dropped, adoption, is_whole=not rest)
+        return Demotion(without, dropped, adoption, rest)
+
+
+# What the trials say then
+
+
+def in_words(changes: Mapping[str, Any]) -> str:
+    """Fields of a plan with their values."""
+    return ", ".join(f"{name}={value}" for name, value in changes.items())
+
+
+def demoted(trial: Trial, reason: str) -> Trial:
+    """A trial whose change the plan has lost; as it is where it adopted none."""
+    if trial.verdict != "adopted":
+        return trial
+    return replace(trial, verdict="demoted", reason=f"{reason}; before: {trial.reason}")
+
+
+def trials_after(trials: Sequence[Trial], demotion: Demotion, reason: str, step: int) -> list[Trial]:
+    """Trials as they are once the plan that they led to has lost something.
+
+    The one that adopted it is demoted where nothing of it is left. Else it tells of what is left, and the part that
+    was lost gets a trial of its own: a change is called adopted only as long as the plan has it.
+
+    Args:
+        trials: Before.
+        demotion: What the plan lost.
+        reason: Why.
+        step: When.
+    """
+    found = list(trials)
+    changes = demotion.adoption.changes.items()
+    for index, trial in reversed(list(enumerate(found))):
+        if trial.verdict == "adopted" and changes <= trial.changes.items():
+            if demotion.is_whole:
+                found[index] = demoted(trial, reason)
+                return found
+            found[index] = replace(trial, **_left(trial.name, trial.reason, demotion.rest, demotion.dropped))
+            break
+    lost = Trial(
+        name=demotion.what,
+        changes=demotion.dropped,
+        tier=tier_of(demotion.dropped),
+        verdict="demoted",
+        reason=reason,
+        expected_gain=0.0,
+        expected_seconds=0.0,
+        step=step,
+    )
+    return [*found, lost]
+
+
+def earlier_trials_after(
+    trials: Sequence[Mapping[str, Any]], losses: Sequence[Mapping[str, Any]], plan: Plan
+) -> list[Mapping[str, Any]]:
+    """The same of trials of an earlier training, as JSON objects.
+
+    Args:
+        trials: Those that the plan of the beginning was chosen by.
+        losses: What it has lost since, each as fields with their values.
+        plan: What it has become.
+    """
+    found, names = list[Mapping[str, Any]](), {name for loss in losses for name in loss}
+    for trial in trials:
+        changes = trial.get("changes")
+        if trial.get("verdict") != "adopted" or not isinstance(changes, Mapping):
+            found.append(trial)
+            continue
+        lost = {name: value for name, value in changes.items() if name in names and getattr(plan, name) != value}
+        rest = {
+            name: value
+            for name, value in changes.items()
+            if name not in lost and value != getattr(BASELINE, name, value)  # what is plain is nothing that was adopted
+        }
+        if lost and rest:
+            trial = {**trial, **_left(str(trial.get("name")), str(trial.get("reason")), rest, lost)}
+            trial = {name: value for name, value in trial.items() if value is not None and value != {}}
+        elif lost:
+            trial = {**trial, "verdict": "demoted"}
+        found.append(trial)
+    return found
+
+
+def _left(name: str, reason: str, rest: Mapping[str, Any], lost: Mapping[str, Any]) -> dict[str, Any]:
+    """What a trial of several changes says of those that are left; see `Trial`."""
+    return {
+        "name": in_words(rest),
+        "changes": rest,
+        "tier": tier_of(rest),
+        "reason": f"what is left of {name}, which lost {in_words(lost)}; before: {reason}",
+        **OF_THE_WHOLE,
+        **(OF_COMPILING if "compile" not in rest else {}),
+    }

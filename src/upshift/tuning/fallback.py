@@ -25,24 +25,28 @@ class Fallback(LiveSteps):
     Args:
         plan: What training begins with.
         device: Where steps are made.
+
+    Attributes:
+        ledger: What became of the plan.
     """
 
     def __init__(self, plan: Plan, device: torch.device) -> None:
         dropped = "the given plan was dropped for the plain one"
-        self._books = Ledger(plan, config=TunerConfig(), dropped=dropped)
-        self._books.first_plan = plain_of(plan)
-        super().__init__(_nothing, self._books, loader_for=None, device=device)
+        self.ledger = Ledger(plan, config=TunerConfig(), dropped=dropped)
+        self.ledger.first_plan = plain_of(plan)
+        super().__init__(_nothing, self.ledger, loader_for=None, device=device)
 
     @property
     def plan(self) -> Plan:
         """What training goes on with, and what it lost among its trials."""
-        books = self._books
-        return replace(books.plan, trials=(*books.plan.trials, *(trial.to_json() for trial in books.trials)))
+        books = self.ledger
+        before = books.earlier_trials(books.plan.trials)
+        return replace(books.plan, trials=(*before, *(trial.to_json() for trial in books.trials)))
 
     @property
     def was_dropped(self) -> bool:
         """Whether the given plan failed, and lost at least a part."""
-        return self._books.was_demoted
+        return self.ledger.was_demoted
 
     def on_error(self, loop: Conducted, error: Exception) -> bool:
         """Take something from the plan; a batch that does not fit in memory is split, as by the plain one.

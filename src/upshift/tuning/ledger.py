@@ -12,7 +12,7 @@ from upshift.core.duel import Duel
 from upshift.training.conductor import Conducted
 from upshift.tuning.candidates import Candidate
 from upshift.tuning.config import KnownPlan, TunerConfig
-from upshift.tuning.demotion import Adoptions, Demotion
+from upshift.tuning.demotion import Adoptions, demoted, earlier_trials_after, trials_after
 from upshift.tuning.fidelity import Fidelity
 from upshift.tuning.payback import Account, cost_spread, least_gain
 from upshift.tuning.plan import Plan
@@ -106,9 +106,18 @@ class Ledger:
     def set_first_step(self, step: Measured) -> None:
         """What a step by the plan that training begins with takes."""
         self.step = step
-        self.first_step = replace(
-            step, step_seconds=step.step_seconds * self.speedup, data_seconds=step.data_seconds * self.speedup
-        )
+        self.first_step = step if self.plan == self.first_plan else step.slower(self.speedup)
+
+    def set_step(self, step: Measured) -> None:
+        """What a step takes by what a failure has left of the plan."""
+        if self.first_step is None or (self.first_step.is_estimated and self.plan == self.first_plan):
+            self.set_first_step(step)
+        self.step = step
+
+    @property
+    def measured_step(self) -> Measured | None:
+        """A step by `plan` as it was timed; None where that is only estimated, as the plan has lost a part since."""
+        return None if self.step is None or self.step.is_estimated else self.step
 
     @property
     def known_step(self) -> Measured:
@@ -230,7 +239,7 @@ class Ledger:
         demotion = self._adoptions.take_back(self.plan, self.first_plan, self.speedup, of_batches=of_batches)
         reason = f"it failed at step {loop.steps_made + 1}: {error}"
         self.failed.append(demotion.dropped)
-        self._mark_as_demoted(demotion, reason, loop.steps_made)
+        self.trials = trials_after(self.trials, demotion, reason, loop.steps_made)
         if self.confirmation is not None:
             self.confirmation = Confirmation(
                 verdict="not confirmed", reason=f"the plan that was raced lost {demotion.what} later: {reason}"
@@ -242,30 +251,14 @@ class Ledger:
         loop.note(f"{demotion.what} was dropped from the plan: {reason}")
         slower = demotion.adoption.speedup
         self.plan, self.speedup = demotion.plan, max(1.0, self.speedup / slower)
-        if self.step is not None:
-            step_seconds, data_seconds = self.step.step_seconds * slower, self.step.data_seconds * slower
-            self.step = replace(self.step, step_seconds=step_seconds, data_seconds=data_seconds)
+        self.step = self.step.slower(slower) if self.step is not None else None
         self._tell_plan()
 
-    def _mark_as_demoted(self, demotion: Demotion, reason: str, step: int) -> None:
-        """Say of the trial that adopted a change that it was demoted; of a part of one, in a trial of its own."""
-        changes = demotion.adoption.changes.items()
-        for index, trial in reversed(list(enumerate(self.trials))):
-            if demotion.is_whole and trial.verdict == "adopted" and changes <= trial.changes.items():
-                self.trials[index] = _demoted(trial, reason)
-                return
-        self.trials.append(
-            Trial(
-                name=demotion.what,
-                changes=demotion.dropped,
-                tier="B" if demotion.dropped.get("precision", "fp32") != "fp32" else "A",
-                verdict="demoted",
-                reason=reason,
-                expected_gain=0.0,
-                expected_seconds=0.0,
-                step=step,
-            )
-        )
+    def earlier_trials(self, trials: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+        """Trials that the plan of the beginning was chosen by, as JSON objects, as they are now: some are demoted."""
+        if self.plan == self.first_plan:  # whatever dropped it
+            return [{**trial, "verdict": "demoted"} if trial.get("verdict") == "adopted" else trial for trial in trials]
+        return earlier_trials_after(trials, self.failed, self.plan)
 
     def has_failed(self, plan: Plan) -> bool:
         """Whether a plan has what was taken back from one that failed."""
@@ -279,7 +272,7 @@ class Ledger:
             taken_seconds: By steps of the plan so far that are not booked yet.
         """
         self.book_steps(taken_seconds)
-        self.trials = [_demoted(trial, reason) for trial in self.trials]
+        self.trials = [demoted(trial, reason) for trial in self.trials]
         self.plan, self.step, self.speedup = self.first_plan, self.first_step, 1.0
         self._adoptions.clear()
         self._tell_plan()
@@ -293,7 +286,7 @@ class Ledger:
     def demote_all_before_last(self, reason: str) -> None:
         """The last trial adopted the first plan: of those before it, none is adopted any more."""
         *before, last = self.trials
-        self.trials = [*(_demoted(trial, reason) for trial in before), last]
+        self.trials = [*(demoted(trial, reason) for trial in before), last]
 
     @property
     def saved_interval(self) -> tuple[float, float] | None:
@@ -368,9 +361,3 @@ class Ledger:
     def _tell_plan(self) -> None:
         if self._on_adopted is not None:
             self._on_adopted(self.plan)
-
-
-def _demoted(trial: Trial, reason: str) -> Trial:
-    if trial.verdict != "adopted":
-        return trial
-    return replace(trial, verdict="demoted", reason=f"{reason}; before: {trial.reason}")

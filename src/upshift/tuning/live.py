@@ -18,6 +18,7 @@ from upshift.training.conductor import Conducted
 from upshift.training.rng import HOST_GENERATORS, restore_rng_state, rng_state
 from upshift.tuning.compiler import CompilerCounts
 from upshift.tuning.ledger import Ledger
+from upshift.tuning.numerics import EXACT, note_of_steps
 from upshift.tuning.plan import Plan
 from upshift.tuning.stopwatch import Measured, Stopwatch
 
@@ -85,8 +86,8 @@ class LiveSteps:
         loader_for: Makes the loader of a plan; None where batches come from elsewhere.
         device: Where the steps are made.
         stop_when_done: End the training with `TuningDone` at the end of the story.
-        after_demotion: Makes the story that is gone on with where the ledger's plan has failed meanwhile; None where
-            there is nothing to tell then.
+        after_demotion: Makes the story that is told once the ledger's plan has failed, whether or not another was under
+            way; None where there is none.
 
     Attributes:
         batch: The inputs and labels of the step that comes next.
@@ -127,6 +128,7 @@ class LiveSteps:
         self._loader_for = loader_for
         self._loaders: dict[tuple[Any, ...], Any] = {}
         self._random: dict[str, torch.Tensor] = {}
+        self._told = {EXACT}
         # What they take
         self._steps = Stopwatch(is_asynchronous=self.is_asynchronous)
         self._wait: Callable[[], object] = lambda: None
@@ -164,9 +166,9 @@ class LiveSteps:
         """Keep the generators as they are before a step that may have to be made again, with the first plan.
 
         Torch's own take some microseconds. Those of Python and numpy take a hundred times as long, and few models draw
-        from them: they are kept for steps on trial, and later only if the first of those has changed them. The steps
-        of the plan that a trial is compared with come after the same work: it cools the cache, and puts threads to
-        sleep.
+        from them: they are kept for the steps of a story, and for others only if the first step that they were kept
+        for has changed them. The steps of the plan that a trial is compared with come after the same work: it cools
+        the cache, and puts threads to sleep.
         """
         if self._is_on_trial or self._timing is not None:
             self._random = rng_state(loop.device)
@@ -186,7 +188,8 @@ class LiveSteps:
         if self.is_asynchronous and self._last_call is not None:
             self.live_step_seconds = max(0.0, now - self._last_call - data_seconds)
         self._last_call = now
-        if self.draws_on_host is None and self._is_on_trial and self._random:
+        self._tell_precision(loop)
+        if self.draws_on_host is None and self._random.keys() >= {*HOST_GENERATORS}:
             state = rng_state(loop.device)
             self.draws_on_host = any(not torch.equal(self._random[name], state[name]) for name in HOST_GENERATORS)
         self._random = {}
@@ -200,6 +203,13 @@ class LiveSteps:
             timing.waits.append(data_seconds)
         if timing.num_made == timing.block.settle + timing.block.num_steps:
             self._measured, self._timing = self._result_of(loop, timing), None
+
+    def _tell_precision(self, loop: Conducted) -> None:
+        """Note, once, that a step was made in another precision; a checkpoint keeps the notes of before it."""
+        precision = self._executed.precision
+        if precision not in self._told and not self._stop_when_done:  # else no training follows whose losses differ
+            self._told.add(precision)
+            loop.note(note_of_steps(precision))
 
     def _share_that_counts(self, seconds: float) -> float:
         """Of a step's time; the rest of it the process was stopped, or its machine, and no plan saves any of that."""
@@ -254,8 +264,8 @@ class LiveSteps:
         return True
 
     def _demote(self, loop: Conducted, error: Exception) -> None:
-        """Go on with what is left of the plan, and with another story where one was under way."""
-        was_complete, self._timing, self.is_complete = self.is_complete, None, True
+        """Go on with what is left of the plan, and with another story."""
+        self._timing, self.is_complete = None, True
         if self._story is not None:
             self._story.close()
         of_batches = not loop.step.is_underway and not isinstance(error, NonFiniteLossError)
@@ -263,7 +273,7 @@ class LiveSteps:
         self.go_back(loop)
         self.drop_other_loaders()
         loop.step.forget_compiled()
-        if not was_complete and self._after_demotion is not None:
+        if self._after_demotion is not None:
             self.tell(self._after_demotion)
 
     def _draw_again(self, loop: Conducted) -> None:

@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from upshift.tuning.plan import Plan
-from upshift.tuning.trials import Trial
 
 EXACT = "fp32"
 WITHIN_NOISE = "within the noise that training has anyway of those in fp32, and not within round-off"
 
 
-def notes_of_training(plan: Plan, trials: Iterable[Trial] = ()) -> list[str]:
-    """What to tell of the losses of a training whose steps are not those in fp32.
+def note_of_steps(precision: str) -> str:
+    """What to tell of the losses of a training once a step was made in another precision than fp32.
 
-    Args:
-        plan: That the training ended with.
-        trials: Of the training itself: what was adopted for a while shows in its losses, too.
+    It shows in all losses that follow, whether a plan has it for good, for a while, or only to try it.
     """
-    if plan.precision != EXACT:
-        return [f"steps were made in {plan.precision}, by the plan: losses are {WITHIN_NOISE}"]
-    dropped = [trial.name for trial in trials if trial.tier == "B" and trial.verdict == "demoted"]
-    return [f"{name} was adopted for a while: losses since then are {WITHIN_NOISE}" for name in dropped[-1:]]
+    return f"steps were made in {precision}: losses since the first of them are {WITHIN_NOISE}"
 
 
 def notes_of_plan(plan: Plan, first_plan: Plan) -> list[str]:

@@ -141,11 +141,11 @@ class StepObserver:
         return self.mix is not None and self._ledger.plan.compile == self._mix_of
 
     def split_by_plan(self) -> Breakdown | None:
-        """Where the time of a step goes by the plan as it is now; None before one was measured.
+        """Where the time of a step goes by the plan as it is now; None where none was timed.
 
         Compiling leaves other operators than those that were counted: what they wait for is then not told apart.
         """
-        now = self._ledger.step
+        now = self._ledger.measured_step
         return None if now is None else self._split(now, self.mix if self.looks_into_plan else None)
 
     def _measure_mix(self, loop: Conducted, step_seconds: float) -> None:

@@ -16,16 +16,22 @@ class Measured:
         step_seconds: Of the step itself: of several, their median.
         data_seconds: Of the wait for its batch: of several, their mean.
         page_faults: Pages of memory that the system maps anew in it; 0 on accelerators.
+        is_estimated: Whether no such step was timed, and this follows from what others took.
     """
 
     step_seconds: float
     data_seconds: float
     page_faults: float = 0.0
+    is_estimated: bool = False
 
     @property
     def seconds(self) -> float:
         """Of a step with its wait."""
         return self.step_seconds + self.data_seconds
+
+    def slower(self, times: float) -> Measured:
+        """A step that takes so many times as long: an estimate."""
+        return Measured(self.step_seconds * times, self.data_seconds * times, self.page_faults, is_estimated=True)
 
 
 class Stopwatch:

@@ -25,6 +25,8 @@ from upshift.tuning.watch import Watch
 from upshift.tuning.whole_plans import fitted, handed_over_candidate
 
 MIN_STEPS = 80
+TIMED_STEPS = FIRST_STEPS + FIRST_STEPS // 2
+"""By which a step is timed once a plan has failed."""
 MAX_KNOWN_SECONDS = 0.5
 """What confirming a plan of an earlier run may cost: that run has confirmed it."""
 
@@ -107,7 +109,7 @@ class Tuner:
         if handed_over is not None:
             self._whole_plans = [handed_over_candidate(fitted(handed_over, job), plan, origin)]
         self._at_any_cost, self._on_pause = config.stop_when_done, on_pause
-        self._has_looked = False
+        self._has_looked = self._has_ended = False
         self._watch: Watch | None = None
         self._image_size: torch.Size | None = None
         self._slower = 1.0
@@ -124,7 +126,7 @@ class Tuner:
     @property
     def is_complete(self) -> bool:
         """Whether tuning came to its end, though the plan may be raced once more as it became slow."""
-        return self.live.is_complete or self._watch is not None
+        return self.live.is_complete or self._has_ended
 
     @property
     def took_known(self) -> bool:
@@ -181,15 +183,13 @@ class Tuner:
         yield from self._race(loop, whole_plans, refused)
 
     def _tell_after_demotion(self, loop: Conducted) -> Story:
-        """Go on looking, from what is left of a plan that failed."""
+        """Time a step by what is left of a plan that failed, and go on looking from there where that is not over."""
         ledger = self.ledger
-        if loop.remaining_steps < MIN_STEPS and not self._at_any_cost:
+        goes_on = not self._has_ended and (loop.remaining_steps >= MIN_STEPS or self._at_any_cost)
+        if not goes_on and (ledger.measured_step is not None or loop.remaining_steps <= TIMED_STEPS):
             return
-        step = yield Block(ledger.plan, num_steps=FIRST_STEPS, settle=FIRST_STEPS // 2)
-        if ledger.first_step is None:
-            ledger.set_first_step(step)
-        ledger.step = step
-        if self._watch is None:  # else one that became slow was raced, and all else long before
+        ledger.set_step((yield Block(ledger.plan, num_steps=FIRST_STEPS, settle=FIRST_STEPS // 2)))
+        if goes_on:
             yield from self._race(loop, self._whole_plans, [])
 
     def _race(self, loop: Conducted, whole_plans: Sequence[Candidate], refused: Sequence[Plan]) -> Story:
@@ -213,6 +213,7 @@ class Tuner:
         if not live.is_complete or ledger.plan == ledger.first_plan or ledger.step is None:
             return
         waits = differs_in_data(ledger.plan, ledger.first_plan)
+        self._has_ended = True
         if self._watch is None:
             # Batches come several at a time: most waits are nothing, so that a median would not see them.
             self._watch = Watch(self._watched_seconds(waits), of_single_steps=not (live.is_asynchronous or waits))
@@ -272,6 +273,7 @@ class Tuner:
     def on_error(self, loop: Conducted, error: Exception) -> bool:
         """Go back to a plan that worked, if the error may be the plan's doing; see `LiveSteps`."""
         before = self.plan
+        self._has_ended |= self.live.is_complete
         is_mended = self.live.on_error(loop, error)
         if self._watch is not None and self.plan != before:
             self._watch.expect_anew()

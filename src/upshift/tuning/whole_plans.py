@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
-from typing import Any
+from typing import Any, Literal
 
 from upshift.errors import BadInputError
 from upshift.tuning.candidates import Candidate, Job
@@ -65,6 +65,11 @@ def first_candidate(first: Plan, tuned: Plan) -> Candidate:
     return _candidate("the first plan again", first, tuned, gain=0.3, build_seconds=0.0, reason="the tuned one is slow")
 
 
+def tier_of(changes: Mapping[str, Any]) -> Literal["A", "B"]:
+    """Of changes of a plan: "B" where they change the numerics."""
+    return "B" if changes.get("precision", "fp32") != "fp32" else "A"
+
+
 def fitted(plan: Plan, job: Job) -> Plan:
     """A whole plan without what a job rules out: each size of images would be compiled anew."""
     return replace(plan, compile="none", compile_mode=None) if job.changes_size else plan
@@ -91,7 +96,7 @@ def _candidate(name: str, plan: Plan, base: Plan, *, gain: float, build_seconds:
     return Candidate(
         name=name,
         changes=changes,
-        tier="B" if changes.get("precision", "fp32") != "fp32" else "A",
+        tier=tier_of(changes),
         gain=gain,
         build_seconds=build_seconds,
         reason=reason,

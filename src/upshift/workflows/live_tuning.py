@@ -267,11 +267,7 @@ class LiveTuning:
     def plan(self) -> Plan:
         """The best plan so far, with the evidence for it."""
         first = [self._changed.trial()] if self._changed is not None else []
-        before = self._of_before
-        if self.tuner.plan == self.tuner.ledger.first_plan:  # whatever dropped it
-            before = tuple(
-                {**trial, "verdict": "demoted"} if trial.get("verdict") == "adopted" else trial for trial in before
-            )
+        before = self.tuner.ledger.earlier_trials(self._of_before)
         return replace(
             self.tuner.plan,
             subject=self._subject_of_plan,
@@ -310,7 +306,7 @@ class LiveTuning:
 
     def _limit_share(self) -> dict[str, Any] | None:
         """How near a step of the plan comes to what this machine can do; None where that was not measured."""
-        observer, step, precision = self.tuner.observer, self.tuner.ledger.step, self.tuner.plan.precision
+        observer, step, precision = self.tuner.observer, self.tuner.ledger.measured_step, self.tuner.plan.precision
         cost, machine = observer.cost, observer.job.limits
         if machine is None or cost is None or step is None or precision not in machine.matmul_flops:
             return None
@@ -325,7 +321,8 @@ class LiveTuning:
     def to_json(self) -> dict[str, Any]:
         """The tuning part of a result; the trials are in its plan."""
         ledger, observer = self.tuner.ledger, self.tuner.observer
-        account, step, first, split = ledger.account, ledger.step, ledger.first_step, observer.first_split
+        account, step, first = ledger.account, ledger.measured_step, ledger.first_step
+        split = observer.first_split
         return {
             "seconds": account.spent,
             "saved_seconds": account.saved,

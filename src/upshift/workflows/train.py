@@ -28,7 +28,6 @@ from upshift.training.rng import seed_everything
 from upshift.training.tensorboard import TensorBoardObserver
 from upshift.tuning.batch_size import ChangedAlgorithm, checked_allowed
 from upshift.tuning.fallback import fallback
-from upshift.tuning.numerics import notes_of_training
 from upshift.tuning.plan import Plan
 from upshift.tuning.undisturbed import torch_settings_put_back
 from upshift.workflows.algorithm import keep, with_allowed
@@ -198,7 +197,6 @@ def _record_result(
     save_tensors(state_dict_on_cpu(model), folder.model)
     notes = [*dataset.notes, *progress.notes, *([began_with.note] if began_with.note is not None else [])]
     notes += tuning.notes if tuning is not None else ()
-    notes += notes_of_training(plan, tuning.tuner.ledger.trials if tuning is not None else ())
     if plan.micro_batch_size is not None and plan.micro_batch_size > recipe.batch_size:
         notes.append(
             f"the plan's micro_batch_size of {plan.micro_batch_size} is more than the batch size of "
@@ -240,7 +238,7 @@ def _record_result(
             **{f"num_{name}": len(dataset.splits.get(name, ())) for name in ("train", "validation", "test")},
             "num_bad_rows": info.num_bad_rows,
         },
-        "notes": notes,
+        "notes": list(dict.fromkeys(notes)),  # a training that was resumed may have said something before
         "environment": environment.describe(),
         "command": command,
         "run_dir": str(folder.path),
