@@ -132,8 +132,8 @@ def main() -> None:
         speeds, notes = _speeds(Path(scratch), arguments)
         jobs = _jobs(speeds, deadline - time.monotonic(), arguments)
         notes += _cuts(jobs, speeds)
-        _measure(jobs, deadline, Path(scratch), arguments)
-    _record(jobs, notes, arguments).publish(arguments)
+        notes += _measure(jobs, deadline, Path(scratch), arguments)
+    _record([job for job in jobs if job.num_rounds], notes, arguments).publish(arguments)
 
 
 def _speeds(scratch: Path, arguments: argparse.Namespace) -> tuple[dict[str, Speed], list[str]]:
@@ -145,8 +145,7 @@ def _speeds(scratch: Path, arguments: argparse.Namespace) -> tuple[dict[str, Spe
         try:
             speeds[recipe] = _speed(recipe, scratch, arguments)
         except TrainingError as error:
-            said = str(error).splitlines()
-            notes.append(f"{recipe} is left out: {said[-1 if said[0].startswith('Traceback') else 0]}")
+            notes.append(f"{recipe} is left out: {_last_line(error)}")
             say(notes[-1])
     if not speeds:
         raise TrainingError("; ".join(notes))
@@ -212,14 +211,34 @@ def _cuts(jobs: list[Job], speeds: dict[str, Speed]) -> list[str]:
     return [f"cut, as longer ones do not fit into the time of this benchmark: {'; '.join(cut)}"]
 
 
-def _measure(jobs: list[Job], deadline: float, scratch: Path, arguments: argparse.Namespace) -> None:
-    """A round of each, and then further rounds of the cheapest for as long as there is time."""
+def _measure(jobs: list[Job], deadline: float, scratch: Path, arguments: argparse.Namespace) -> list[str]:
+    """A round of each, and then further rounds of the cheapest for as long as there is time; which have failed."""
     order = random.Random(0)
-    for job in sorted(jobs, key=lambda job: job.max_steps is not None):
-        _round(job, order, scratch, arguments)
-    for job in sorted(jobs, key=lambda job: job.round_seconds):
-        while job.num_rounds < arguments.rounds and time.monotonic() + job.round_seconds < deadline:
+    failures: dict[str, str] = {}
+
+    def measure(job: Job) -> bool:
+        try:
             _round(job, order, scratch, arguments)
+        except TrainingError as error:  # what was measured of it and of others is kept
+            failures[job.title] = f"{job.title} failed in round {job.num_rounds + 1}: {_last_line(error)}"
+            say(failures[job.title])
+        return job.title not in failures
+
+    for job in sorted(jobs, key=lambda job: job.max_steps is not None):
+        measure(job)
+    for job in sorted((job for job in jobs if job.title not in failures), key=lambda job: job.round_seconds):
+        while job.num_rounds < arguments.rounds and time.monotonic() + job.round_seconds < deadline:
+            if not measure(job):
+                break
+    if not any(job.num_rounds for job in jobs):
+        raise TrainingError("; ".join(failures.values()))
+    return list(failures.values())
+
+
+def _last_line(error: TrainingError) -> str:
+    """Of a traceback, the error; else the first line."""
+    said = str(error).splitlines()
+    return said[-1 if said[0].startswith("Traceback") else 0]
 
 
 def _round(job: Job, order: random.Random, scratch: Path, arguments: argparse.Namespace) -> None:
@@ -230,7 +249,7 @@ def _round(job: Job, order: random.Random, scratch: Path, arguments: argparse.Na
     with tempfile.TemporaryDirectory(dir=scratch) as memory:
         results = {name: _train(name, job, scratch, Path(memory), arguments) for name in turns}
     if len({result["steps"] for result in results.values()}) > 1:
-        raise AssertionError(f"{job.title}: the runs made different numbers of steps")
+        raise TrainingError("the runs made different numbers of steps")
     for name, result in results.items():
         job.runs[name].append(_kept(result))
     job.round_seconds = time.monotonic() - start

@@ -42,8 +42,8 @@ def main() -> None:
         finite = {key: None if value != value else value for key, value in document.items()}
         print(json.dumps(finite, allow_nan=False), file=answers, flush=True)
 
-    job = make_job(arguments.recipe, arguments.data_dir, arguments.steps)
     make = MAKERS[arguments.peer](arguments)  # imports the peer: that is in nobody's time
+    job = make_job(arguments.recipe, arguments.data_dir, arguments.steps)
     start = time.perf_counter()
     loop = make(job)
     whole = getattr(loop, "train", loop)(arguments.job_steps)
@@ -111,9 +111,10 @@ def _upshift(arguments: argparse.Namespace) -> Callable[[Job], Loop]:
 
 
 def _plan(arguments: argparse.Namespace) -> Callable[[Job], Loop]:
-    from loops.settings import SettingTrainer
+    from loops.settings import SettingTrainer, begin
     from upshift.tuning.plan import Plan
 
+    begin(arguments.setting)
     plan = Plan(**json.loads(arguments.plan))
     return lambda job: SettingTrainer(job, plan, arguments.setting)
 

@@ -36,11 +36,17 @@ class Training:
     steps: int
     data_dir: Path | None
 
-    def contestant(self, way: Way, folder: Path) -> Contestant:
-        """A process that trains in a way; its compiler's caches and its log lie in the folder."""
+    def contestant(self, way: Way, folder: Path, *, first_steps: int | None = None) -> Contestant:
+        """A process that trains in a way, and has made its first turn; all others wait for it.
+
+        Args:
+            way: How.
+            folder: For its compiler's caches and its log.
+            first_steps: Of its first turn, where that is another than the others.
+        """
         folder.mkdir(parents=True, exist_ok=True)
-        steps = str(self.steps)
-        options = [self.recipe, "--steps", steps, "--job-steps", steps, "--plan", json.dumps(dict(way.plan))]
+        options = [self.recipe, "--steps", str(self.steps), "--job-steps", str(first_steps or self.steps)]
+        options += ["--plan", json.dumps(dict(way.plan))]
         options += ["--setting", way.setting] if way.setting is not None else []
         options += ["--data-dir", str(self.data_dir.resolve())] if self.data_dir else []
         return Contestant("plan", options, {"TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor")}, folder / "log")
