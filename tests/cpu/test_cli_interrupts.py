@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 import upshift
+from upshift.errors import OptimizeInterrupted
 
 UPSHIFT = [sys.executable, "-m", "upshift"]
 
@@ -64,6 +65,34 @@ def test_an_interruption_before_anything_was_written_is_said_and_leaves_nothing(
     (tmp_path / "stopped.py").write_text("raise KeyboardInterrupt")
     answer = upshift_cli("train", "stopped.py", "--out", "run")
     assert answer.code == 130 and answer.err == "interrupted\n" and not (tmp_path / "run").exists()
+
+
+class Dropping:
+    """Python drops what a signal raises while an object is destroyed."""
+
+    def __init__(self, number: signal.Signals) -> None:
+        self.number = number
+
+    def __del__(self) -> None:
+        signal.raise_signal(self.number)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_whose_exception_python_drops_ends_a_search_all_the_same(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    dropped, lines = list[Any](), list[str]()
+    monkeypatch.setattr(sys, "unraisablehook", dropped.append)
+
+    def on_event(line: str) -> None:
+        lines.append(line)
+        Dropping(number)
+
+    before = {path.name for path in trained.iterdir()}
+    with pytest.raises(OptimizeInterrupted, match="is whole, as it was before the search"):
+        upshift.optimize(trained, candidates=["onnxruntime"], on_event=on_event)
+    assert len(dropped) == len(lines) == 1
+    assert {path.name for path in trained.iterdir()} - before <= {"trials.jsonl", ".lock"}
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ from upshift.inference.config import Samples, SearchConfig
 from upshift.inference.defaults import MAX_DROP
 from upshift.inference.manifest import NAME as MANIFEST
 from upshift.inference.search import search
+from upshift.training.interrupt import StoppedAtOnce, stop_on_signals
 from upshift.training.rng import check_seed
 from upshift.workflows.arguments import verb
 from upshift.workflows.datasets import Data, load_data
@@ -64,7 +65,7 @@ def optimize(
     Raises:
         ArtifactError: The folder is no finished run.
         BadInputError: The model's outputs are not finite, or an argument is out of range.
-        OptimizeInterrupted: By Ctrl-C; the run is as it was.
+        OptimizeInterrupted: By Ctrl-C or SIGTERM; the run is as it was.
     """
     refuse_while_importing("optimize")
     check_seed(seed)
@@ -95,7 +96,15 @@ def optimize(
                 received="data that have changed since",
                 hint="train again",
             )
-        with hold_run_folder(folder):
+        # Python drops what a signal raises while an object is destroyed: it is noticed by the next line then.
+        with hold_run_folder(folder), stop_on_signals(at_once=True) as stop:
+
+            def tell(line: str) -> None:
+                if stop.signal_name is not None:
+                    raise StoppedAtOnce(stop.signal_name)
+                if on_event is not None:
+                    on_event(line)
+
             found = search(
                 record.spec,
                 folder.model,
@@ -104,7 +113,7 @@ def optimize(
                 labels=record.info.label_names,
                 out=Path(out) if out else folder.artifact,
                 config=config,
-                on_event=on_event,
+                on_event=tell,
                 trials=folder.trials,
                 data=record.data.to_json() if record.data is not None else None,
             ).to_json()
