@@ -9,10 +9,12 @@ import torch
 from live_trainings import ANY_PRICE, STEP_SECONDS, Net, tuned
 
 from simulated_clock import spend
+from upshift.training.execution import Execution
+from upshift.training.step import TrainingStep
 from upshift.tuning.config import KnownPlan, TunerConfig
 from upshift.tuning.fidelity import HonestDeviation, Reference
 from upshift.tuning.plan import BASELINE, Plan
-from upshift.tuning.trials import UNEXPLAINED
+from upshift.tuning.trials import SWITCHING, UNEXPLAINED
 from upshift.workflows.tuning_memory import to_document
 
 pytestmark = pytest.mark.usefixtures("simulated_clock", "one_thread")
@@ -111,3 +113,27 @@ def test_what_no_closer_look_could_explain_is_spared_one(tmp_path: Path, monkeyp
     found = tuned(tmp_path, off_on_one_batch(factor=2.0))
     assert found.trials["channels_last"].verdict == "refused" and found.plan == BASELINE
     assert "more than round-off" in found.trials["channels_last"].reason and not looks
+
+
+# What switching costs
+
+
+@pytest.mark.parametrize("slow", [None, "contiguous"], ids=["no faster", "faster"])
+def test_a_candidate_that_is_dear_to_switch_to_is_raced_on_only_where_its_steps_promise_to_pay_for_that(
+    slow: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    execute = TrainingStep.execute
+
+    def execute_slowly(step: TrainingStep, execution: Execution) -> None:
+        spend(0.01)
+        execute(step, execution)
+
+    monkeypatch.setattr(TrainingStep, "execute", execute_slowly)
+    ledger = tuned(tmp_path, Net(slow), epochs=200, tuner_config=TunerConfig()).ledger
+    trial = next(trial for trial in ledger.trials if trial.name == "channels_last")
+    if slow:
+        assert trial.verdict == "adopted" and ledger.account.net > 0.0
+    else:
+        assert trial.verdict == "refused" and trial.reason == SWITCHING and not trial.is_decided
+        assert ledger.untried_seconds is not None
+        assert ledger.account.net > -0.02 * 200 * 20 * STEP_SECONDS

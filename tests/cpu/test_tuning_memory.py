@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
@@ -37,8 +38,13 @@ def test_memory_binds_where_a_batch_was_split_or_a_step_leaves_little() -> None:
 
 
 def test_the_memory_of_a_cpu_is_what_this_process_may_use() -> None:
-    found = step_memory(CPU, num_parts=1, saved_bytes=0)
+    found = step_memory(CPU, num_parts=1, saved_bytes=GIB)
     assert 0 < found.free_bytes <= found.total_bytes
+
+
+def test_nobody_asks_what_is_free_where_nothing_is_known_to_be_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("upshift.tuning.memory.available_memory_bytes", lambda: pytest.fail("was asked"))
+    assert step_memory(CPU, num_parts=2, saved_bytes=0).binds and not step_memory(CPU, num_parts=1, saved_bytes=0).binds
 
 
 # Micro-batches with and without recomputing

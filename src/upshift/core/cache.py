@@ -170,7 +170,7 @@ class TuningCache:
             self._note(f"not kept in the tuning cache: {len(data)} bytes, at most {MAX_DOCUMENT_BYTES} are")
             return False
         try:
-            write_bytes(path, data)
+            write_bytes(path, data, survives_power_cuts=False)  # what is left of it then is known by its digest
         except (StorageError, OSError) as error:
             reason = error.received if isinstance(error, StorageError) else error
             self._note(f"the tuning cache {self._folder} could not be written ({reason}): the next run starts anew")

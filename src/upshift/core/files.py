@@ -103,8 +103,15 @@ def fsync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file under a temporary name, flush it and rename it into place."""
+def write_bytes(path: Path, content: bytes, *, survives_power_cuts: bool = True) -> None:
+    """Write a file under a temporary name, flush it and rename it into place.
+
+    Args:
+        path: The file.
+        content: All of it.
+        survives_power_cuts: Wait until the disk has it, which takes milliseconds. Of a file that was not waited for,
+            a power cut can leave an empty one.
+    """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     with storage_errors(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -113,9 +120,11 @@ def write_bytes(path: Path, content: bytes) -> None:
             with open(temporary, "wb") as stream:
                 stream.write(content)
                 stream.flush()
-                os.fsync(stream.fileno())
+                if survives_power_cuts:
+                    os.fsync(stream.fileno())
             os.replace(temporary, path)
-            fsync_folder(path.parent)
+            if survives_power_cuts:
+                fsync_folder(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
 

@@ -138,7 +138,8 @@ def _own_ticks() -> int:
         if name.isdigit():
             with contextlib.suppress(OSError, ValueError, IndexError):
                 # The command's name stands in parentheses and may hold spaces: fields are counted after it.
-                fields = (_PROC / name / "stat").read_text().rpartition(")")[2].split()
+                with open(f"{_PROC}/{name}/stat", "rb", buffering=0) as file:  # half of what a Path's reading takes
+                    fields = file.read().rpartition(b")")[2].split()
                 table[int(name)] = int(fields[1]), sum(map(int, fields[11:15]))
     ticks, members = 0, {os.getpid()}
     while members:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from upshift.core import clock
 from upshift.core.racing import Contender, Race, RaceConfig
@@ -29,6 +29,7 @@ class Challenges:
         observer: Knows the job and its steps, which decide what to try, and what that is expected to gain.
         duels: Check and time a candidate.
         config: How the tuner goes about it.
+        on_challenge: Called before a candidate is checked and raced.
     """
 
     def __init__(
@@ -39,9 +40,10 @@ class Challenges:
         duels: Duels,
         *,
         config: TunerConfig,
+        on_challenge: Callable[[], object],
     ) -> None:
         self._live, self._ledger, self._observer, self._duels = live, ledger, observer, duels
-        self._config = config
+        self._config, self._on_challenge = config, on_challenge
         self._refused: list[Plan] = []
         self._had_turn: set[str] = set()
         self._compiler = CompilerCounts()
@@ -115,6 +117,7 @@ class Challenges:
             contest.skip(refusal)
             ledger.record(loop, candidate, "not tried", refusal, cost)
             return
+        self._on_challenge()
         ledger.book_spent()
         ledger.book_steps(live.take_seconds())  # those before are none of its own
         spent_before = ledger.account.spent

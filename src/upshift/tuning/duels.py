@@ -19,7 +19,7 @@ from upshift.tuning.ledger import Ledger
 from upshift.tuning.live import Block, CandidateRefused, LiveSteps, Story, differs_in_data, first_line
 from upshift.tuning.plan import BASELINE, Plan
 from upshift.tuning.stopwatch import Measured
-from upshift.tuning.trials import UNEXPLAINED
+from upshift.tuning.trials import SWITCHING, UNEXPLAINED
 
 SETTLE_STEPS = 2
 BLOCK_SECONDS = 0.01
@@ -177,6 +177,7 @@ class Duels:
         yield Block(plan, num_steps=1, settle=settle, own_loader=of_first)
         ledger.book_trial(1 + settle, ledger.known_step.seconds, self._live.take_seconds())
         compiled, allowance = self._compiler.read(), ledger.allowance(loop)
+        before = ledger.seconds_between_steps
         rounds: list[tuple[Measured, Measured]] = []
         while contest.is_on:
             blocks: dict[bool, Measured] = {}
@@ -196,9 +197,15 @@ class Duels:
                 contest.add(best.seconds, challenger.seconds)
             else:
                 contest.add(best.step_seconds, challenger.step_seconds)
-            lost = [(num_steps + settle) * (other.seconds - best.seconds) for best, other in rounds]
-            if contest.is_on and len(lost) >= MIN_LOSSES and statistics.median(lost) * len(lost) > allowance:
-                raise CandidateRefused(f"its steps are slower, and cost more than may be lost after {len(lost)} rounds")
+            if contest.is_on and len(rounds) >= MIN_LOSSES:
+                slower = statistics.median(other.seconds - best.seconds for best, other in rounds)
+                lost, switching = (num_steps + settle) * len(rounds) * slower, ledger.seconds_between_steps - before
+                if lost > allowance:
+                    raise CandidateRefused(
+                        f"its steps are slower, and cost more than may be lost after {len(rounds)} rounds"
+                    )
+                if lost + switching > allowance and -slower * loop.remaining_steps < switching:
+                    raise CandidateRefused(SWITCHING)
             if (again := self._compiler.read().since(compiled).num_graphs) > RECOMPILES_ALLOWED:
                 raise CandidateRefused(
                     f"it was compiled again {again} times in as many steps as one compilation is for"

@@ -17,7 +17,7 @@ from upshift.tuning.fidelity import Fidelity
 from upshift.tuning.payback import Account, cost_spread, least_gain
 from upshift.tuning.plan import Plan
 from upshift.tuning.stopwatch import Measured
-from upshift.tuning.trials import GAINS_NOTHING, UNEXPLAINED, Confirmation, Trial, Verdict
+from upshift.tuning.trials import GAINS_NOTHING, TOO_DEAR, Confirmation, Trial, Verdict
 from upshift.tuning.whole_plans import HANDED_OVER, differences
 
 
@@ -50,6 +50,7 @@ class Ledger:
         build_seconds_before: That a run which this one goes on with spent on building the plan that it began with.
         rests_on_record: Whether the speedup is that of an earlier run which found the plan, or less: this run has not
             raced it against the first one.
+        seconds_between_steps: That were spent while no step was made: on checks, switches, compiling.
         confirmation: What the race of the plan that was found against the first one came to, at the end; None where
             no other was found, or the end was not reached.
     """
@@ -79,6 +80,7 @@ class Ledger:
         self.build_seconds_before = 0.0
         self.rests_on_record = False
         self.confirmation: Confirmation | None = None
+        self.seconds_between_steps = 0.0
         self._adoptions = Adoptions()
         self._at_any_cost = config.stop_when_done
         self._history, self._on_adopted, self._dropped = history, on_adopted, dropped
@@ -189,6 +191,7 @@ class Ledger:
         """Charge the time since `start_spending`, or since the last call, in which no step was made."""
         now = clock.now()
         self.account.spent += now - self._spending_since
+        self.seconds_between_steps += now - self._spending_since
         self._spending_since = now
 
     def book_steps(self, taken_seconds: float) -> None:
@@ -324,7 +327,7 @@ class Ledger:
 
         A duel tells the speedup; `speedup` is what counts without one.
         """
-        is_too_dear = reason == UNEXPLAINED or (verdict == "not tried" and reason not in GAINS_NOTHING)
+        is_too_dear = reason in TOO_DEAR or (verdict == "not tried" and reason not in GAINS_NOTHING)
         if is_too_dear and self.step is not None and not self._at_any_cost:
             self.leave_untried(loop.remaining_steps * self.step.step_seconds)
         interval = duel.interval if duel is not None and math.isfinite(duel.interval.high) else None

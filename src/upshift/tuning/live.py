@@ -27,6 +27,8 @@ LEAST_STEP_SHARE = 0.01
 """Of a step with its wait, where the wait seems to take all of it."""
 LEAST_PAUSE_SECONDS, PAUSE_FACTOR = 2.0, 50.0
 """A step that takes longer, and this many times what the plan's do, was no slow one: the process had been stopped."""
+DRAWING_STEPS = 8
+"""Of which none drew from the generators of Python and numpy, for none to be expected to."""
 LOADER_FIELDS = ("data_path", "num_workers")
 
 
@@ -95,8 +97,8 @@ class LiveSteps:
             call before to the end of its own, whose mean over many steps is what a step takes.
         is_asynchronous: Whether the device is given steps, and makes them later.
         is_complete: Whether the story came to its end.
-        draws_on_host: Whether steps draw random numbers from the generators of Python and numpy; None until one was
-            looked at.
+        draws_on_host: Whether steps draw random numbers from the generators of Python and numpy; None until that
+            is known.
     """
 
     batch: tuple[Tree, Tree]
@@ -128,6 +130,7 @@ class LiveSteps:
         self._loader_for = loader_for
         self._loaders: dict[tuple[Any, ...], Any] = {}
         self._random: dict[str, torch.Tensor] = {}
+        self._num_looked_at = 0
         self._told = {EXACT}
         # What they take
         self._steps = Stopwatch(is_asynchronous=self.is_asynchronous)
@@ -166,14 +169,22 @@ class LiveSteps:
         """Keep the generators as they are before a step that may have to be made again, with the first plan.
 
         Torch's own take some microseconds. Those of Python and numpy take a hundred times as long, and few models draw
-        from them: they are kept for the steps of a story, and for others only if the first step that they were kept
-        for has changed them. The steps of the plan that a trial is compared with come after the same work: it cools
-        the cache, and puts threads to sleep.
+        from them: they are kept until the first steps have shown whether this one does. The steps of the plan that a
+        trial is compared with come after the same work: it cools the cache, and puts threads to sleep.
         """
-        if self._is_on_trial or self._timing is not None:
-            self._random = rng_state(loop.device)
-        elif self._executed != self._ledger.first_plan:
+        if self._is_on_trial or self._timing is not None or self._executed != self._ledger.first_plan:
             self._random = rng_state(loop.device, with_host=self.draws_on_host is not False)
+
+    def _see_whether_it_draws(self, loop: Conducted) -> None:
+        """Look whether the step that was made has drawn from the host's generators, until that is known."""
+        if self.draws_on_host is not None or not self._random.keys() >= {*HOST_GENERATORS}:
+            return
+        state = rng_state(loop.device)
+        self._num_looked_at += 1
+        if any(not torch.equal(self._random[name], state[name]) for name in HOST_GENERATORS):
+            self.draws_on_host = True
+        elif self._num_looked_at == DRAWING_STEPS:
+            self.draws_on_host = False
 
     @property
     def _is_on_trial(self) -> bool:
@@ -189,9 +200,7 @@ class LiveSteps:
             self.live_step_seconds = max(0.0, now - self._last_call - data_seconds)
         self._last_call = now
         self._tell_precision(loop)
-        if self.draws_on_host is None and self._random.keys() >= {*HOST_GENERATORS}:
-            state = rng_state(loop.device)
-            self.draws_on_host = any(not torch.equal(self._random[name], state[name]) for name in HOST_GENERATORS)
+        self._see_whether_it_draws(loop)
         self._random = {}
         timing = self._timing
         if timing is None:

@@ -19,8 +19,8 @@ class StepMemory:
     Attributes:
         num_parts: Micro-batches that a step had to be split into after running out of memory; 1 where it was not.
         saved_bytes: Activations that a step keeps for its backward pass; 0 if unknown.
-        free_bytes: Of memory between two steps.
-        total_bytes: Of memory.
+        free_bytes: Of memory between two steps; 0 where `saved_bytes` is.
+        total_bytes: Of memory; 0 likewise.
     """
 
     num_parts: int = 1
@@ -57,6 +57,8 @@ def step_memory(device: torch.device, *, num_parts: int, saved_bytes: int) -> St
         num_parts: See `StepMemory`.
         saved_bytes: See `StepMemory`.
     """
+    if not saved_bytes:  # what is free decides nothing then, and asking takes a millisecond
+        return StepMemory(num_parts=num_parts)
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         # What torch holds of the device without using it is as good as free.

@@ -8,7 +8,10 @@ from typing import Any, Literal
 
 UNDECIDED = "tuning ended before it was decided"
 UNEXPLAINED = "its gradients differ by more than round-off mostly does, and there was no time for a closer look"
-OPEN = (UNDECIDED, UNEXPLAINED)
+SWITCHING = "no gain was seen that pays for switching to it and back, which costs more than may be lost"
+TOO_DEAR = (UNEXPLAINED, SWITCHING)
+"""Reasons for which a candidate was refused that a longer training may not have."""
+OPEN = (UNDECIDED, *TOO_DEAR)
 """Reasons for which a candidate was refused that say nothing of it: with more time it may be adopted."""
 NO_LONGER_PROPOSED = "it attacks nothing that is left in the plan as it has become"
 PRESENT, REFUSED_BEFORE = "the plan has it already", "the same plan was refused before"

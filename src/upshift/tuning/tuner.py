@@ -103,7 +103,7 @@ class Tuner:
         self._recall: Recall | None = None
         if known is not None:
             self._recall = Recall(replace(known, plan=fitted(known.plan, job)), live, ledger, duels)
-        self._challenges = Challenges(live, ledger, self.observer, duels, config=config)
+        self._challenges = Challenges(live, ledger, self.observer, duels, config=config, on_challenge=self._start_meter)
         self._confirming = Confirming(live, ledger, duels, config)
         self._whole_plans = []
         if handed_over is not None:
@@ -114,7 +114,7 @@ class Tuner:
         self._image_size: torch.Size | None = None
         self._slower = 1.0
         self._meter = LoadMeter()
-        self._was_busy = False
+        self._has_metered = self._was_busy = False
 
     # What came of it, beside the ledger
 
@@ -162,7 +162,6 @@ class Tuner:
         """Find the plan: from the first steps to the race that confirms it."""
         ledger, recall = self.ledger, self._recall
         ledger.open()
-        self._meter.start()
         if loop.remaining_steps < MIN_STEPS and not self._at_any_cost:
             left = loop.remaining_steps
             few = f"{left} steps are too few" if left != 1 else "1 step is too few"
@@ -238,6 +237,12 @@ class Tuner:
         )
         if self._watch is not None:
             self._watch.expected_seconds = self._watched_seconds(differs_in_data(ledger.plan, ledger.first_plan))
+
+    def _start_meter(self) -> None:
+        """Look at what other programs use from the first candidate on: that reads the times of all processes."""
+        if not self._has_metered:
+            self._has_metered = True
+            self._meter.start()
 
     def _note_load(self) -> None:
         """Say whether others used the machine while candidates were timed; once."""
