@@ -51,11 +51,12 @@ def found(name: str, job: Job = JOB, plan: Plan = PLAIN, **facts: Any) -> Candid
 
 
 def first_tried(**facts: Any) -> str:
-    """The first by gain for its price, as the tuner's race takes them, at a price of a few steps each."""
+    """The first by gain for its price, as the tuner's race takes them: building it, and a few steps."""
     entered = [
-        Contender(name=candidate.name, expected_gain=candidate.gain, expected_cost_seconds=0.1)
+        Contender(
+            name=candidate.name, expected_gain=candidate.gain, expected_cost_seconds=0.1 + candidate.build_seconds
+        )
         for candidate in candidates(JOB, PLAIN, observed(**facts))
-        if not candidate.build_seconds
     ]
     chosen = Race("the plan", entered).next()
     assert chosen is not None

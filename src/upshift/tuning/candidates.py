@@ -29,6 +29,8 @@ MIN_MICRO_BATCH = 16
 MAX_COMPILE_GAIN = 0.6
 PAGE_FAULT_SECONDS = 2.5e-6
 """To map a page and fill it with zeros: system time over faults, of four networks on a 2-core AMD EPYC."""
+LOADER_SECONDS = 0.05
+"""To open data another way, and for the first batches, which others have made already."""
 KEEPING_SECONDS = 0.015
 """To find glibc's threshold, for which it gives back all that is free: 12 to 15 ms there, beside a perceptron."""
 
@@ -205,6 +207,7 @@ def _data_paths(job: Job, plan: Plan, observed: Observed) -> list[Candidate]:
                     name=name,
                     changes={"data_path": path, "num_workers": 0},
                     gain=0.4 * _avoidable_share(job, observed),
+                    build_seconds=LOADER_SECONDS,
                     reason=waits,
                 )
             )
