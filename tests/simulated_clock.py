@@ -3,7 +3,8 @@
 Models and loaders call `spend` where real ones would compute or wait. Where the clock is installed, that is all the
 time that training and tuning see, each time a little more or less, as on real machines; elsewhere nobody reads it.
 No page faults are seen either: real ones beside such steps would make candidates of what a machine happens to do.
-Nor are other programs seen, which would have what is found count as found on a busy machine.
+Nor are other programs seen, which would have what is found count as found on a busy machine. Reading and writing files
+takes none of that time, and is not expected to.
 """
 
 from __future__ import annotations
@@ -71,6 +72,7 @@ def install_by(patch: pytest.MonkeyPatch) -> None:
     patch.setattr("upshift.core.clock.now", clock.now)
     patch.setattr("upshift.tuning.live.num_page_faults", lambda: 0)
     patch.setattr("upshift.tuning.tuner.LoadMeter", QuietMeter)
+    patch.setattr("upshift.tuning.duels.BOOKKEEPING_SECONDS", 0.0)
 
 
 @contextmanager

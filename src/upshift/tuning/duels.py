@@ -32,6 +32,9 @@ FIRST_CHECK_STEPS, CHECK_STEPS = 6, 3
 """What the first check of gradients takes, which measures their noise too; and each later one. A closer look comes
 beside that, and only where it can be afforded."""
 
+BOOKKEEPING_SECONDS = 0.015
+"""What the first candidate takes beside its steps: what other programs use is read, and what was found is written."""
+
 
 class Duels:
     """Compares the ledger's plan with another on live steps.
@@ -49,8 +52,9 @@ class Duels:
 
     def expected_cost(self, candidate: Candidate) -> float:
         """Seconds that building a candidate and checking it is expected to cost."""
-        checks = FIRST_CHECK_STEPS if self._honest is None else CHECK_STEPS
-        return candidate.build_seconds + checks * self._ledger.known_step.step_seconds
+        is_first = self._honest is None
+        steps = (FIRST_CHECK_STEPS if is_first else CHECK_STEPS) * self._ledger.known_step.step_seconds
+        return candidate.build_seconds + steps + (BOOKKEEPING_SECONDS if is_first else 0.0)
 
     def full_batch(self) -> Story:
         """Go on to a batch of the usual size: on a smaller one nothing is compiled, and nothing proven."""
